@@ -1,0 +1,52 @@
+# Two commands for people: `make demo` and `make test`. `make check` is the fast part of the tests, `make clean` starts over.
+#
+# Everything is installed into .venv, once: a stamp file remembers that it was done for this pyproject.toml and this
+# constraints.txt. PYTHON chooses the interpreter (3.11 or newer), DEMO the workspace of the demo, a new folder each time.
+
+PYTHON ?= python3
+VENV := .venv
+DEMO ?= demo/$(shell date +%Y%m%d-%H%M%S)
+# Two workers halve the time of the suite on two cores; 0 runs everything in one process.
+WORKERS ?= 2
+
+# Without an NVIDIA card, `torch==` takes a CPU build wherever pip can see one (constraints.txt says how to show it one).
+# With a card, `===` asks for exactly the plain build, the one with CUDA, even where a CPU build is at hand.
+HAS_NVIDIA := $(wildcard /dev/nvidia0 /proc/driver/nvidia/version)
+PIN := $(shell sed -n 's/^torch==//p' constraints.txt)
+TORCH := $(if $(HAS_NVIDIA),torch===$(PIN),torch==$(PIN))
+PIP := $(VENV)/bin/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
+
+.PHONY: demo test check format clean
+
+demo: $(VENV)/demo.stamp
+	$(VENV)/bin/autoresearch demo $(DEMO)
+
+test: check
+	$(VENV)/bin/python -m pytest -n $(WORKERS) --cov --cov-report=term-missing:skip-covered
+
+check: $(VENV)/test.stamp
+	$(VENV)/bin/ruff format --check
+	$(VENV)/bin/ruff check
+	$(VENV)/bin/mypy
+	$(VENV)/bin/lint-imports
+
+format: $(VENV)/test.stamp
+	$(VENV)/bin/ruff format
+	$(VENV)/bin/ruff check --fix
+
+clean:
+	rm -rf $(VENV) build dist src/*.egg-info .coverage .coverage.* .mypy_cache .pytest_cache .ruff_cache .hypothesis
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, this is " + sys.version.split()[0] + "; try: make PYTHON=python3.12")'
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/demo.stamp: pyproject.toml constraints.txt | $(VENV)/bin/python
+	@echo "installing into $(VENV), once; torch alone takes a minute"
+	$(PIP) '$(TORCH)' --editable .
+	@touch $@
+
+$(VENV)/test.stamp: pyproject.toml constraints.txt | $(VENV)/bin/python
+	@echo "installing into $(VENV), once; torch alone takes a minute"
+	$(PIP) '$(TORCH)' --editable '.[test]'
+	@touch $@ $(VENV)/demo.stamp

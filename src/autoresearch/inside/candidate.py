@@ -1,0 +1,58 @@
+"""Entry point of the sandboxed process that trains: python -m autoresearch.inside.candidate CHANNEL_FD.
+
+It says `hello` once torch is imported, waits for `load` (settings, and the descriptor that the weights go into), imports
+train.py and calls its main. An exception becomes a `failed` message for people to read; the referee does not need it.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import sys
+import traceback
+from types import ModuleType
+
+import torch
+
+from autoresearch.inside.harness import Run
+from autoresearch.wire.channel import Channel, ChannelClosed
+
+
+def load_train(path: str) -> ModuleType:
+    """Import `path` as the module `train`, as torch.compile and pickle expect a module to be."""
+    spec = importlib.util.spec_from_file_location("train", path)
+    assert spec is not None and spec.loader is not None, "a .py path always has a loader"
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["train"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def set_threads(threads: int) -> None:
+    """Use `threads` CPU threads; 0 leaves torch's own choice."""
+    if threads:
+        torch.set_num_threads(threads)
+
+
+def main() -> None:
+    """Train once."""
+    channel = Channel.from_fd(int(sys.argv[1]))
+    channel.send("hello")
+    message = channel.receive()
+    assert message is not None, "without a timeout there is always a message"
+    set_threads(message.body["threads"])
+    try:
+        run = Run(channel, message.body, weights_fd=message.fds[0])
+        load_train(message.body["train_path"]).main(run)
+        channel.send("failed", error="main() returned without run.submit(model)")
+    except ChannelClosed:
+        pass
+    except BaseException as error:  # noqa: BLE001  train.py may raise anything, SystemExit included
+        traceback.print_exc()
+        sys.stderr.flush()
+        channel.send("failed", error=f"{type(error).__name__}: {error}"[:2000])
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,132 @@
+"""Did the model use what it must not? Compare the scored presentation with one in a fresh sandbox that sees only decoys.
+
+A decoy is a validation row cut at a random place and continued with real text of another row; decoys come in another
+order and other batches. Up to the cut both presentations had the same past, so an honest causal model predicts both
+equally well, but for the noise of its kernels. Three things can differ:
+
+* the *cut* arm: where the first presentation predicts the tokens before the cut better, it used the future of the row;
+* the *control* arm (rows continued with their own text): where the first is better even here, it used other rows, memory
+  or adaptation, for a lone fresh look at the same text does worse;
+* noise in both directions without a gain: scoring that does not repeat, no cheat but no measurement either.
+
+The noise of the cut arm is judged by the control arm's spread, so that a leak in a few rows stands out. Units: nats.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+NEAR_TOKENS = (1, 8, 64)  # groups of tokens before the cut; the last group is all of them
+MAX_DECOYS = 256
+CONTROL_FRAC = 0.25
+GAIN_SIGMAS = 6.0
+LEAST_GAIN_NATS = 5e-4  # a mean gain under this could not move a verdict
+LEAST_NOISE_NATS = 2e-4  # float32 kernels differ by about this between batches
+UNREPEATABLE_NATS = 0.1  # mean absolute difference on equal text
+
+
+@dataclass(frozen=True, slots=True)
+class Decoys:
+    """Rows to show, (n, context + 1) int32; where each came from, where it was cut, and which are controls."""
+
+    rows: NDArray[np.int32]
+    source: NDArray[np.int64]
+    cut: NDArray[np.int64]  # tokens before the cut, the same past in both presentations
+    is_control: NDArray[np.bool_]
+
+
+@dataclass(frozen=True, slots=True)
+class AuditReport:
+    """`finding` is "", "future", "memory" or "unrepeatable"; the figures behind it, in nats a token."""
+
+    finding: str
+    num_decoys: int
+    cut_gain_nats: dict[str, float] = field(default_factory=dict)
+    cut_sigmas: dict[str, float] = field(default_factory=dict)
+    control_gain_nats: float = 0.0
+    control_sigmas: float = 0.0
+    difference_nats: float = 0.0
+
+
+def make_decoys(rows: NDArray[np.int32], chunk_rows: int, seed: int) -> Decoys:
+    """A sample of `rows` (n, context + 1), shuffled, three in four cut and continued with another row's text."""
+    rng = np.random.default_rng(seed)
+    count = min(len(rows), max(MAX_DECOYS, chunk_rows))
+    source = rng.choice(len(rows), size=count, replace=False)
+    cut = rng.integers(max(2, rows.shape[1] // 8), rows.shape[1] - 1, size=count)
+    is_control = rng.random(count) < CONTROL_FRAC
+    is_control[: min(2, count)] = True
+    is_control[-1] = False
+    decoys = rows[source].copy()
+    for i in np.flatnonzero(~is_control):
+        donor = rng.integers(len(rows) - 1) if len(rows) > 1 else 0
+        donor += donor >= source[i]
+        decoys[i, cut[i] :] = rows[min(donor, len(rows) - 1), cut[i] :]
+    order = rng.permutation(count)
+    return Decoys(decoys[order], source[order], cut[order], is_control[order])
+
+
+def compare(first: NDArray[np.float32], second: NDArray[np.float32], decoys: Decoys) -> AuditReport:
+    """Judge the nats (n, context) of the same rows in the two presentations."""
+    gains = {}
+    for near in (*NEAR_TOKENS, 0):
+        gains[str(near or "all")] = _row_gains(first, second, decoys.cut, near)
+    control_all = gains["all"][decoys.is_control]
+    control_gain = float(control_all.mean())
+    control_sigmas = control_gain / _standard_error(control_all, len(control_all))
+    cut_gain, cut_sigmas = {}, {}
+    for group, gain in gains.items():
+        cut_arm = gain[~decoys.is_control]
+        cut_gain[group] = float(cut_arm.mean())
+        noise = _standard_error(gain[decoys.is_control], len(cut_arm))
+        cut_sigmas[group] = cut_gain[group] / noise
+    difference = _control_difference(first, second, decoys)
+    report = AuditReport(
+        finding=_finding(cut_gain, cut_sigmas, control_gain, control_sigmas, difference),
+        num_decoys=len(decoys.rows),
+        cut_gain_nats=cut_gain,
+        cut_sigmas=cut_sigmas,
+        control_gain_nats=control_gain,
+        control_sigmas=control_sigmas,
+        difference_nats=difference,
+    )
+    return report
+
+
+def _row_gains(
+    first: NDArray[np.float32], second: NDArray[np.float32], cut: NDArray[np.int64], near: int
+) -> NDArray[np.float64]:
+    """Mean gain a row over the last `near` targets before the cut (0: all). Column t predicts token t + 1."""
+    gain = second.astype(np.float64) - first
+    ends = cut - 1
+    starts = np.maximum(0, ends - near) if near else np.zeros_like(ends)
+    return np.array([gain[i, a:b].mean() for i, (a, b) in enumerate(zip(starts, ends, strict=True))])
+
+
+def _standard_error(noise: NDArray[np.float64], count: int) -> float:
+    spread = float(noise.std(ddof=1)) if len(noise) > 1 else 0.0
+    return max(spread, LEAST_NOISE_NATS) / float(np.sqrt(count))
+
+
+def _control_difference(
+    first: NDArray[np.float32], second: NDArray[np.float32], decoys: Decoys
+) -> float:
+    chosen = np.flatnonzero(decoys.is_control)
+    return float(np.abs(second[chosen].astype(np.float64) - first[chosen]).mean())
+
+
+def _finding(
+    cut_gain: dict[str, float],
+    cut_sigmas: dict[str, float],
+    control_gain: float,
+    control_sigmas: float,
+    difference: float,
+) -> str:
+    if control_gain > LEAST_GAIN_NATS and control_sigmas > GAIN_SIGMAS:
+        return "memory"
+    if any(cut_gain[g] > LEAST_GAIN_NATS and cut_sigmas[g] > GAIN_SIGMAS for g in cut_gain):
+        return "future"
+    return "unrepeatable" if difference > UNREPEATABLE_NATS else ""

@@ -1,0 +1,221 @@
+"""Trusted process that holds validation tokens and turns a presenter's logits into nats: python -m ... CHANNEL_FD.
+
+It lives as long as the session. For every chunk of rows it writes tokens (never targets) into a buffer that only it can
+write, fills the logits buffer with NaN, asks the presenter, copies the answer once into private memory, and computes
+from that copy alone: log-softmax in float32, sums in float64. The presenter is free to scribble over the buffer
+afterwards. Nats a token of the last presentations stay here, for the audit to compare with.
+
+Messages in: load, score, audit, generate, forget. Out: ready, scored, audited, generated, failed with a fixed code.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+from collections import OrderedDict
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from autoresearch.referee import audit
+from autoresearch.system.procs import die_with_parent, guard_this_process
+from autoresearch.wire import device_memory
+from autoresearch.wire.buffer import SharedBuffer
+from autoresearch.wire.channel import Channel, ChannelBroken, ChannelClosed, Message
+
+PRESENTATIONS_KEPT = 8
+
+
+class ScoringFailed(Exception):
+    """The presenter did not give usable logits; the text is one of the codes in trial.SCORING_FAILURES."""
+
+
+class Scorer:
+    """Rows, byte counts and the two buffers."""
+
+    def __init__(self, settings: dict[str, Any]) -> None:
+        self.chunk_rows: int = settings["chunk_rows"]
+        self.context: int = settings["context"]
+        self.vocab_size: int = settings["vocab_size"]
+        self.device = torch.device(settings["device"])
+        rows = np.fromfile(settings["rows_path"], dtype="<u2").reshape(-1, self.context + 1)
+        self.rows = torch.from_numpy(rows.astype(np.int32))
+        self.token_bytes = _byte_table(settings["token_bytes_path"])
+        self.token_bytes_decoded = _byte_table(settings["token_bytes_decoded_path"])
+        self.nats: OrderedDict[int, Tensor] = OrderedDict()  # run id -> (rows, context) float32
+        self.tokens_shared = SharedBuffer.create("tokens", self.chunk_rows * self.context * 4)
+        self.tokens = torch.frombuffer(self.tokens_shared.writable(), dtype=torch.int32)
+        self.tokens = self.tokens.view(self.chunk_rows, self.context)
+        self.tokens_shared.keep_for_me()
+        self.logits, self.logits_fd = self._make_logits()
+
+    def _make_logits(self) -> tuple[Tensor, int]:
+        shape = (self.chunk_rows, self.context, self.vocab_size)
+        size_bytes = 4 * math.prod(shape)
+        if self.device.type == "cuda":
+            memory, fd = device_memory.create(size_bytes, self.device.index or 0)
+            return device_memory.as_tensor(memory, shape), fd
+        shared = SharedBuffer.create("logits", size_bytes)
+        return torch.frombuffer(shared.writable(), dtype=torch.float32).view(shape), shared.fd
+
+    def ask(self, presenter: Channel, tokens: Tensor, deadline: float) -> Tensor:
+        """The presenter's logits for `tokens` (n <= chunk_rows, context), as a private copy (n, context, vocab).
+
+        Raises:
+            ScoringFailed: no answer in time, or another answer than `done`.
+        """
+        count = tokens.shape[0]
+        self.tokens[:count] = tokens
+        self.tokens[count:] = 0
+        self.logits.fill_(math.nan)
+        self._synchronize()
+        try:
+            presenter.send("forward")
+            message = presenter.receive(max(0.0, deadline - time.monotonic()))
+        except ChannelClosed as error:
+            raise ScoringFailed("presenter_died") from error
+        except ChannelBroken as error:
+            raise ScoringFailed("presenter_broke_protocol") from error
+        if message is None:
+            raise ScoringFailed("scoring_timeout")
+        message.close()
+        if message.kind != "done":
+            known = message.kind in ("wrong_shape", "failed_forward")
+            raise ScoringFailed(message.kind if known else "presenter_broke_protocol")
+        private = self.logits[:count].clone()
+        self._synchronize()
+        return private
+
+    def nats_of(self, presenter: Channel, rows: Tensor, deadline: float) -> Tensor:
+        """Nats of every target of `rows` (n, context + 1), as (n, context) float32 on the host.
+
+        Raises:
+            ScoringFailed: as `ask`, or a nat that is not finite.
+        """
+        parts = []
+        for chunk in rows.split(self.chunk_rows):
+            logits = self.ask(presenter, chunk[:, :-1], deadline)
+            targets = chunk[:, 1:].to(self.device, torch.long)
+            parts.append(_nats(logits, targets))
+        nats = torch.cat(parts).cpu()
+        if not bool(torch.isfinite(nats).all()):
+            raise ScoringFailed("not_finite")
+        return nats
+
+    def score(self, presenter: Channel, run_id: int, deadline: float) -> dict[str, Any]:
+        """Bits per byte over all rows, each shown once, with both byte tables."""
+        nats = self.nats_of(presenter, self.rows, deadline)
+        self.nats[run_id] = nats
+        while len(self.nats) > PRESENTATIONS_KEPT:
+            self.nats.popitem(last=False)
+        targets = self.rows[:, 1:].long()
+        return {
+            "val_bpb": bits_per_byte(nats, self.token_bytes[targets]),
+            "val_bpb_decoded": bits_per_byte(nats, self.token_bytes_decoded[targets]),
+            "num_tokens": targets.numel(),
+        }
+
+    def audit(self, presenter: Channel, run_id: int, seed: int, deadline: float) -> dict[str, Any]:
+        """Show decoys to a fresh presenter of the same weights and compare (audit.py)."""
+        if run_id not in self.nats:
+            raise ScoringFailed("unknown_run")
+        decoys = audit.make_decoys(self.rows.numpy(), self.chunk_rows, seed)
+        second = self.nats_of(presenter, torch.from_numpy(decoys.rows), deadline)
+        first = self.nats[run_id][torch.from_numpy(decoys.source)]
+        return asdict(audit.compare(first.numpy(), second.numpy(), decoys))
+
+    def generate(
+        self, presenter: Channel, prompt: list[int], count: int, temperature: float, seed: int, deadline: float
+    ) -> list[int]:
+        """`count` tokens after `prompt`, drawn from the presenter's logits; special tokens are never drawn."""
+        generator = torch.Generator().manual_seed(seed)
+        tokens = list(prompt)
+        for _ in range(count):
+            seen = tokens[-self.context :]
+            row = torch.zeros(1, self.context, dtype=torch.int32)
+            row[0, : len(seen)] = torch.tensor(seen, dtype=torch.int32)
+            logits = self.ask(presenter, row, deadline)[0, len(seen) - 1].float().cpu()
+            logits[self.token_bytes == 0] = -math.inf
+            if temperature <= 0:
+                tokens.append(int(logits.argmax()))
+            else:
+                weights = torch.softmax(logits / temperature, dim=-1)
+                tokens.append(int(torch.multinomial(weights, 1, generator=generator)))
+        return tokens[len(prompt) :]
+
+    def _synchronize(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+
+def _nats(logits: Tensor, targets: Tensor) -> Tensor:
+    """Cross-entropy a token in float32; a row at a time, for memory."""
+    parts = []
+    for row_logits, row_targets in zip(logits, targets, strict=True):
+        chosen = row_logits.gather(-1, row_targets[:, None])[:, 0]
+        parts.append(torch.logsumexp(row_logits, dim=-1) - chosen)
+    return torch.stack(parts)
+
+
+def bits_per_byte(nats: Tensor, num_bytes: Tensor) -> float:
+    """Nats summed in float64 over targets that have bytes, over ln 2 and those bytes."""
+    counted = num_bytes > 0
+    total_nats = nats.double()[counted].sum().item()
+    return total_nats / math.log(2) / int(num_bytes[counted].sum())
+
+
+def _byte_table(path: str) -> Tensor:
+    return torch.from_numpy(np.load(path, allow_pickle=False).astype(np.int64))
+
+
+def serve(channel: Channel) -> None:
+    """Answer the referee until it goes."""
+    message = channel.receive()
+    assert message is not None, "without a timeout there is always a message"
+    torch.set_num_threads(message.body["threads"])
+    scorer = Scorer(message.body)
+    fds = [scorer.tokens_shared.fd, scorer.logits_fd]
+    channel.send("ready", fds, num_rows=len(scorer.rows))
+    while True:
+        request = channel.receive()
+        assert request is not None, "without a timeout there is always a message"
+        try:
+            kind, body = _answer(scorer, request)
+        except ScoringFailed as failure:
+            kind, body = "failed", {"code": str(failure)}
+        channel.send(kind, **body)
+
+
+def _answer(scorer: Scorer, request: Message) -> tuple[str, dict[str, Any]]:
+    presenter = Channel.from_fd(request.fds.pop())
+    body = request.body
+    deadline = time.monotonic() + body["limit_s"]
+    try:
+        if request.kind == "score":
+            return "scored", scorer.score(presenter, body["run_id"], deadline)
+        if request.kind == "audit":
+            return "audited", scorer.audit(presenter, body["run_id"], body["seed"], deadline)
+        tokens = scorer.generate(
+            presenter, body["prompt"], body["count"], body["temperature"], body["seed"], deadline
+        )
+        return "generated", {"tokens": tokens}
+    finally:
+        presenter.close()
+
+
+def main() -> None:
+    """Serve on the descriptor named by the command line."""
+    die_with_parent()
+    guard_this_process()
+    try:
+        serve(Channel.from_fd(int(sys.argv[1])))
+    except ChannelClosed:
+        pass
+
+
+if __name__ == "__main__":
+    main()

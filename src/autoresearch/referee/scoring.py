@@ -1,0 +1,162 @@
+"""The resident scorer, and presenters for it to question.
+
+A presenter is started in a sandbox of its own, told only train.py, weights and buffers, and then talks to the scorer alone:
+its end of the channel is handed over. The scorer's answer is the only thing that comes back.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from pathlib import Path
+from typing import Any
+
+from autoresearch.referee.host import Host, RunSpec
+from autoresearch.referee.peer import Peer, PeerGone, open_scorer
+from autoresearch.values.errors import AutoresearchError, TrialFailed
+from autoresearch.values.records import Outcome
+from autoresearch.wire.buffer import SharedBuffer
+
+LOAD_LIMIT_S = 120.0  # for a scorer or a presenter to import and load
+FAILURES = {  # every code that the untrusted side or the scorer may give, in plain words
+    "build": "build_model failed in the fresh process that scores",
+    "weights": "the submitted weights do not fit the model that build_model makes",
+    "wrong_shape": "the model did not give logits of shape (rows, context, vocabulary)",
+    "failed_forward": "the model failed on validation tokens",
+    "not_finite": "logits were NaN or infinite, or not all were written",
+    "presenter_died": "the process that answers the scorer died",
+    "presenter_broke_protocol": "the process that answers the scorer broke the protocol",
+}
+
+
+class Scoring:
+    """One scorer process for the life of a session; started again when it dies."""
+
+    def __init__(self, host: Host) -> None:
+        self.host = host
+        self.limit_s = 600.0  # for one scoring; the session sets it to three times the baseline's
+        self._scorer: Peer | None = None
+        self._buffers: list[int] = []  # descriptors of the token and the logits buffer
+
+    def open(self) -> None:
+        """Start the scorer; it imports and loads while others work."""
+        if self._scorer is None:
+            self._scorer = open_scorer(self.host.env)
+            self._scorer.send("load", **self._settings())
+
+    def close(self) -> None:
+        """End the scorer."""
+        if self._scorer is not None:
+            self._scorer.end()
+        for fd in self._buffers:
+            with contextlib.suppress(OSError):
+                os.close(fd)
+        self._scorer, self._buffers = None, []
+
+    def ask(self, kind: str, spec: RunSpec, weights: SharedBuffer, **body: Any) -> dict[str, Any]:
+        """Put one question about `weights` to the scorer, with a presenter started for it.
+
+        Raises:
+            TrialFailed: as `present`.
+        """
+        with self.host.cache.private(spec.cache_parent) as folder:
+            presenter = self.host.spawn("presenter", spec, folder)
+            try:
+                return self.present(presenter, kind, spec, weights, **body)
+            finally:
+                presenter.end()
+
+    def present(
+        self, presenter: Peer, kind: str, spec: RunSpec, weights: SharedBuffer, **body: Any
+    ) -> dict[str, Any]:
+        """Load `weights` into a waiting presenter, hand its channel to the scorer, return the scorer's answer.
+
+        Raises:
+            TrialFailed: the presenter failed (crash, timeout) or the scorer died (disturbed).
+        """
+        scorer = self._ready()
+        try:
+            _expect(presenter, "hello")
+            fds = [weights.fd, *self._buffers]
+            presenter.send("load", fds, **self.host.settings(spec))
+            _expect(presenter, "ready")
+        except PeerGone as gone:
+            raise TrialFailed(Outcome.CRASH, FAILURES["presenter_died"]) from gone
+        try:
+            scorer.send(kind, [presenter.channel.fileno()], limit_s=self.limit_s, **body)
+            message = scorer.receive(self.limit_s + LOAD_LIMIT_S)
+        except PeerGone as gone:
+            self.close()
+            raise TrialFailed(Outcome.DISTURBED, f"{gone} while it scored") from gone
+        if message is None:
+            self.close()
+            raise TrialFailed(Outcome.DISTURBED, "the scorer did not answer")
+        if message.kind == "failed":
+            raise self._failure(str(message.body["code"]))
+        return message.body
+
+    def _failure(self, code: str) -> TrialFailed:
+        if code == "scoring_timeout":
+            return TrialFailed(Outcome.TIMEOUT, f"scoring took longer than {self.limit_s:.0f} s")
+        return TrialFailed(Outcome.CRASH, FAILURES.get(code, "the presentation failed"))
+
+    def _settings(self) -> dict[str, Any]:
+        dataset = self.host.dataset
+        return {
+            "rows_path": str(dataset.validation_path),
+            "token_bytes_path": str(dataset.token_bytes_path),
+            "token_bytes_decoded_path": str(dataset.token_bytes_decoded_path),
+            "chunk_rows": self.host.config.trial.score_rows_per_chunk,
+            "context": dataset.context,
+            "vocab_size": dataset.vocab_size,
+            "device": self.host.device if self.host.device_type == "cuda" else "cpu",
+            "threads": self.host.threads,
+        }
+
+    def _ready(self) -> Peer:
+        """The scorer, loaded.
+
+        Raises:
+            AutoresearchError: it does not start; its output is in the message.
+        """
+        self.open()
+        assert self._scorer is not None, "open() starts it"
+        if not self._buffers:
+            try:
+                message = self._scorer.receive(LOAD_LIMIT_S)
+            except PeerGone as gone:
+                said = self._scorer.tree.output.text()[-2000:]
+                self.close()
+                raise AutoresearchError(f"{gone} while it loaded; it said:\n{said}") from gone
+            if message is None or message.kind != "ready":
+                self.close()
+                raise AutoresearchError(f"the scorer was not ready after {LOAD_LIMIT_S:.0f} s")
+            self._buffers = message.fds
+        return self._scorer
+
+
+def _expect(presenter: Peer, kind: str) -> None:
+    """Wait for `kind`.
+
+    Raises:
+        PeerGone: the presenter ended.
+        TrialFailed: it said something else, or nothing.
+    """
+    message = presenter.receive(LOAD_LIMIT_S)
+    if message is None:
+        raise TrialFailed(Outcome.TIMEOUT, f"the model was not loaded for scoring within {LOAD_LIMIT_S:.0f} s")
+    message.close()
+    if message.kind != kind:
+        code = str(message.body.get("code"))
+        raise TrialFailed(Outcome.CRASH, FAILURES.get(code, FAILURES["presenter_broke_protocol"]))
+
+
+def weights_from(path: Path) -> SharedBuffer:
+    """A weights file, frozen in memory.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    from autoresearch.wire.buffer import frozen_copy
+
+    return frozen_copy(path, "weights")

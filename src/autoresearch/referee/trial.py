@@ -1,0 +1,201 @@
+"""The referee: runs one commit once and says what it was worth. Never imports torch.
+
+    candidate  trains behind walls, hands over weights, is killed              training.py
+    presenter  a fresh sandbox with train.py and those weights                 scoring.py
+    scorer     trusted, resident; holds the targets, computes bits per byte    scorer.py
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any
+
+from autoresearch.referee.host import Host, RunSpec
+from autoresearch.referee.peer import Peer
+from autoresearch.referee.scoring import Scoring
+from autoresearch.referee.training import Training, Watch, never_stop
+from autoresearch.system import hardware
+from autoresearch.values.errors import AutoresearchError, TrialFailed
+from autoresearch.values.records import Measurement, Outcome, to_json
+from autoresearch.wire.buffer import SharedBuffer
+
+WEIGHTS_KEPT = 4  # of the last runs, in memory, for audits and for keeping
+FINDINGS = {
+    "future": "cheat: before a cut it predicts {gain} better when the true text follows: it reads ahead",
+    "memory": "cheat: it predicts {gain} better in the scored presentation than alone: it uses other rows or memory",
+    "unrepeatable": "scoring is not repeatable: the same text differs by {difference} nats a token",
+}
+
+
+class Referee:
+    """Runs commits on one host, with one resident scorer."""
+
+    def __init__(self, host: Host) -> None:
+        self.host = host
+        self.scoring = Scoring(host)
+        self._weights: OrderedDict[int, tuple[RunSpec, SharedBuffer]] = OrderedDict()
+
+    def __enter__(self) -> Referee:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the scorer and drop everything held in memory."""
+        self.scoring.close()
+        for _, weights in self._weights.values():
+            weights.close()
+        self._weights.clear()
+        self.host.close()
+
+    def run(self, spec: RunSpec, watch: Watch = never_stop) -> Measurement:
+        """Train and score `spec` once; what goes wrong on the candidate's side is an outcome, not an exception.
+
+        Raises:
+            AutoresearchError: the trusted side itself failed.
+        """
+        began = self.host.clock.monotonic()
+        self._write_snapshot(spec)
+        self.host.load_shards()
+        self.scoring.open()
+        facts: dict[str, Any] = {}
+        try:
+            self._measure(spec, watch, facts)
+            facts["outcome"] = Outcome.SCORED
+        except TrialFailed as failure:
+            facts.update(outcome=Outcome(failure.outcome), reason=failure.reason)
+            facts.update(val_bpb=None, val_bpb_decoded=None)
+        measurement = Measurement(
+            run_id=spec.run_id,
+            commit=spec.commit,
+            purpose=spec.purpose,
+            seed=spec.seed,
+            sandbox=self.host.sandbox.level,
+            device=self.host.device,
+            hardware=hardware.read_state(self.host.device),
+            artifacts=spec.artifacts.name,
+            total_s=self.host.clock.monotonic() - began,
+            **facts,
+        )
+        (spec.artifacts / "measurement.json").write_text(json.dumps(to_json(measurement), indent=1))
+        return measurement
+
+    def audit(self, run_id: int) -> dict[str, Any]:
+        """Present the weights of a recent run once more, on decoys (audit.py); the figures.
+
+        Raises:
+            TrialFailed: the audit found something, or the second presentation broke down.
+            KeyError: the weights are no longer in memory (`has_weights`).
+        """
+        spec, weights = self._weights[run_id]
+        report = self.scoring.ask("audit", spec, weights, run_id=run_id, seed=secrets.randbits(31))
+        raise_finding(report)
+        return report
+
+    def has_weights(self, run_id: int) -> bool:
+        """Whether the weights of this run are still in memory."""
+        return run_id in self._weights
+
+    def save_weights(self, run_id: int, path: Path) -> None:
+        """Write the weights of a recent run as a safetensors file."""
+        partial = path.with_suffix(".partial")
+        with self._weights[run_id][1].readable() as view, partial.open("wb") as file:
+            file.write(view)
+        partial.replace(path)
+
+    def generate(
+        self, spec: RunSpec, weights: SharedBuffer, prompt: list[int], count: int, temperature: float
+    ) -> list[int]:
+        """`count` tokens drawn from a model behind the walls that scoring uses.
+
+        Raises:
+            TrialFailed: the model does not load or run.
+        """
+        body = self.scoring.ask(
+            "generate", spec, weights, prompt=prompt, count=count, temperature=temperature, seed=spec.seed
+        )
+        return list(body["tokens"])
+
+    def _write_snapshot(self, spec: RunSpec) -> None:
+        spec.artifacts.mkdir(parents=True, exist_ok=True)
+        spec.train_path.write_text(spec.source)
+        config = to_json(self.host.config)
+        (spec.artifacts / "config.json").write_text(json.dumps(config, indent=1))
+        machine = hardware.describe_machine(self.host.device)
+        (spec.artifacts / "machine.json").write_text(json.dumps(machine, indent=1))
+
+    def _measure(self, spec: RunSpec, watch: Watch, facts: dict[str, Any]) -> None:
+        """Candidate, then presenter; `facts` grow on the way, whatever happens.
+
+        Raises:
+            TrialFailed: with the outcome and the reason.
+        """
+        cache = self.host.cache
+        with cache.private(spec.cache_parent) as ours, cache.private(spec.cache_parent) as other:
+            candidate = self.host.spawn("candidate", spec, ours)
+            presenter = self.host.spawn("presenter", spec, other)
+            training = Training(self.host, spec, candidate, watch)
+            try:
+                training.prepare()
+                cache.stage(spec.run_id, ours)
+                training.train()
+                weights = training.take_weights()
+                self._remember(spec, weights)
+                facts.update(training.facts)
+                self._score(spec, presenter, weights, facts)
+                if spec.is_audited:
+                    self._audit(spec, facts)
+            finally:
+                facts.update({**training.facts, **facts})
+                self._end(spec, candidate, presenter)
+                if not self.has_weights(spec.run_id):
+                    training.weights.close()
+
+    def _score(self, spec: RunSpec, presenter: Peer, weights: SharedBuffer, facts: dict[str, Any]) -> None:
+        began = self.host.clock.monotonic()
+        answer = self.scoring.present(presenter, "score", spec, weights, run_id=spec.run_id)
+        facts["scoring_s"] = self.host.clock.monotonic() - began
+        facts.update(val_bpb=answer["val_bpb"], val_bpb_decoded=answer["val_bpb_decoded"])
+        presenter.end()
+
+    def _audit(self, spec: RunSpec, facts: dict[str, Any]) -> None:
+        facts["was_audited"] = True
+        facts["audit"] = self.audit(spec.run_id)
+
+    def _remember(self, spec: RunSpec, weights: SharedBuffer) -> None:
+        self._weights[spec.run_id] = (spec, weights)
+        while len(self._weights) > WEIGHTS_KEPT:
+            self._weights.popitem(last=False)[1][1].close()
+
+    def _end(self, spec: RunSpec, candidate: Peer, presenter: Peer) -> None:
+        """Leave no process behind; keep what the candidate printed."""
+        failures = []
+        for peer in (candidate, presenter):
+            try:
+                peer.end()
+            except AutoresearchError as error:
+                failures.append(str(error))
+        (spec.artifacts / "stdout.log").write_text(candidate.tree.output.text(), errors="replace")
+        if failures:
+            raise AutoresearchError("; ".join(failures))
+
+
+def raise_finding(report: dict[str, Any]) -> None:
+    """Turn an audit's finding into an outcome.
+
+    Raises:
+        TrialFailed: there is a finding; the reason holds the figures.
+    """
+    finding = report["finding"]
+    if not finding:
+        return
+    gains = [*report["cut_gain_nats"].values(), report["control_gain_nats"]]
+    reason = FINDINGS[finding].format(
+        gain=f"{max(gains):.4f} nats a token", difference=f"{report['difference_nats']:.3f}"
+    )
+    outcome = Outcome.CRASH if finding == "unrepeatable" else Outcome.CHEAT
+    raise TrialFailed(outcome, reason)

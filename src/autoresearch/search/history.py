@@ -1,0 +1,224 @@
+"""What a ledger tells, folded into values: trials with their runs, the champion, what was refused.
+
+A `History` is a snapshot of one research branch; the ledger makes a new one as events arrive, at a
+cost that does not grow with the events that were folded before. Order is the order of the ledger,
+never of the clock: `at` is for people and for the gaps between runs.
+
+A trial that was open when a session died stays open here (its decision is None) with all its
+finished runs, so the next session goes on with it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from autoresearch.values.records import (
+    Measurement,
+    Purpose,
+    Trial,
+    Verdict,
+    decision_from_json,
+    measurement_from_json,
+)
+
+FRESH = frozenset({Purpose.CALIBRATE, Purpose.CHAMPION})
+"""Purposes of runs that nothing was selected by: only these enter a mean or the noise."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Event:
+    """One row of the ledger."""
+
+    seq: int
+    at: float
+    kind: str
+    body: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Crown:
+    """A commit became the champion; trial_id is None for one that no trial made."""
+
+    seq: int
+    at: float
+    commit: str
+    trial_id: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RefusedProposal:
+    """A proposal that was never run, and why."""
+
+    seq: int
+    at: float
+    researcher: str
+    description: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SessionStart:
+    """A session began, or went on where one had stopped."""
+
+    seq: int
+    at: float
+    config: dict[str, Any]
+    host: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class History:
+    """One research branch so far, in the order of the ledger."""
+
+    branch: str = ""
+    baseline: str = ""
+    champion: str = ""
+    champion_trial_id: int | None = None
+    trials: tuple[Trial, ...] = ()
+    runs: tuple[Measurement, ...] = ()
+    crowns: tuple[Crown, ...] = ()
+    refusals: tuple[RefusedProposal, ...] = ()
+    sessions: tuple[SessionStart, ...] = ()
+    notes: tuple[Event, ...] = ()
+    is_running: bool = False  # the last session has not recorded its stop: it goes on, or it died
+    next_run_id: int = 1
+    fingerprints: Mapping[str, int] = field(default_factory=dict)  # syntax tree -> trial_id
+
+    def runs_of(self, commit: str, purposes: frozenset[Purpose] = FRESH) -> tuple[Measurement, ...]:
+        """The runs of a commit made for one of `purposes`, by default the unselected ones."""
+        return tuple(r for r in self.runs if r.commit == commit and r.purpose in purposes)
+
+    def trial(self, trial_id: int) -> Trial | None:
+        """The trial with this number."""
+        return next((t for t in self.trials if t.trial_id == trial_id), None)
+
+    def trial_like(self, source_fingerprint: str) -> Trial | None:
+        """The latest trial whose program was the same; interrupted ones may be tried again."""
+        trial = self.trial(self.fingerprints.get(source_fingerprint, -1))
+        if trial and trial.decision and trial.decision.verdict is Verdict.INTERRUPTED:
+            return None
+        return trial
+
+    @property
+    def open_trial(self) -> Trial | None:
+        """The trial in hand, left over by a session that died or stopped."""
+        return next((t for t in reversed(self.trials) if t.decision is None), None)
+
+    @property
+    def num_proposals(self) -> int:
+        """Everything that researchers handed in, refused ones included: counts their turns."""
+        return len(self.trials) + len(self.refusals)
+
+
+@dataclass(slots=True)
+class _Branch:
+    """What is known of one branch while events arrive."""
+
+    fields: dict[str, Any] = field(default_factory=dict)
+    trials: dict[int, Trial] = field(default_factory=dict)
+    lists: dict[str, list[Any]] = field(default_factory=dict)
+    fingerprints: dict[str, int] = field(default_factory=dict)
+
+    def append(self, name: str, value: Any) -> None:
+        self.lists.setdefault(name, []).append(value)
+
+
+class Fold:
+    """Turns events into a History, each event once."""
+
+    def __init__(self) -> None:
+        self.seq = 0
+        self.branch = ""
+        self._branches: dict[str, _Branch] = {"": _Branch()}
+        self._next_run_id = 1
+        self._next_trial_id = 1
+        self._handlers: dict[str, Callable[[Event, _Branch], None]] = {
+            "start_session": self._start_session,
+            "open_trial": self._open_trial,
+            "record_run": self._record_run,
+            "close_trial": self._close_trial,
+            "crown": self._crown,
+            "refuse_proposal": self._refuse_proposal,
+            "stop_session": self._stop_session,
+        }
+        self._made: dict[str, History] = {}
+
+    @property
+    def next_trial_id(self) -> int:
+        """The number of the next trial, over all branches."""
+        return self._next_trial_id
+
+    def add(self, event: Event) -> None:
+        """Take in the next event; an unknown kind is a note."""
+        self.seq = event.seq
+        if event.kind == "start_session":
+            self.branch = event.body["branch"]
+        branch = self._branches.setdefault(self.branch, _Branch())
+        handler = self._handlers.get(event.kind)
+        if handler:
+            handler(event, branch)
+        else:
+            branch.append("notes", event)
+        self._made.clear()
+
+    def history(self, branch: str | None = None) -> History:
+        """The snapshot of a branch, by default of the one that the last session worked on."""
+        name = self.branch if branch is None else branch
+        if name not in self._made:
+            known = self._branches.get(name, _Branch())
+            fields = dict(known.fields)
+            fields.update((key, tuple(values)) for key, values in known.lists.items())
+            self._made[name] = History(
+                branch=name,
+                trials=tuple(known.trials.values()),
+                next_run_id=self._next_run_id,
+                fingerprints=dict(known.fingerprints),
+                **fields,
+            )
+        return self._made[name]
+
+    def _start_session(self, event: Event, branch: _Branch) -> None:
+        body = event.body
+        start = SessionStart(seq=event.seq, at=event.at, config=body["config"], host=body["host"])
+        branch.append("sessions", start)
+        branch.fields.setdefault("baseline", body["baseline"])
+        branch.fields.setdefault("champion", body["baseline"])
+        branch.fields["is_running"] = True
+
+    def _stop_session(self, event: Event, branch: _Branch) -> None:
+        branch.fields["is_running"] = False
+        branch.append("notes", event)
+
+    def _open_trial(self, event: Event, branch: _Branch) -> None:
+        body = dict(event.body)
+        fingerprint = body.pop("fingerprint")
+        trial = Trial(**body, at=event.at)
+        branch.trials[trial.trial_id] = trial
+        if fingerprint:
+            branch.fingerprints[fingerprint] = trial.trial_id
+        self._next_trial_id = max(self._next_trial_id, trial.trial_id + 1)
+
+    def _record_run(self, event: Event, branch: _Branch) -> None:
+        run = measurement_from_json(event.body["run"])
+        branch.append("runs", run)
+        self._next_run_id = max(self._next_run_id, run.run_id + 1)
+        trial = branch.trials.get(event.body["trial_id"])
+        if trial and run.commit == trial.commit:
+            trial = dataclasses.replace(trial, runs=(*trial.runs, run))
+            branch.trials[trial.trial_id] = trial
+
+    def _close_trial(self, event: Event, branch: _Branch) -> None:
+        trial_id = event.body["trial_id"]
+        decision = decision_from_json(event.body["decision"])
+        branch.trials[trial_id] = dataclasses.replace(branch.trials[trial_id], decision=decision)
+
+    def _crown(self, event: Event, branch: _Branch) -> None:
+        commit, trial_id = event.body["commit"], event.body["trial_id"]
+        branch.append("crowns", Crown(seq=event.seq, at=event.at, commit=commit, trial_id=trial_id))
+        branch.fields.update(champion=commit, champion_trial_id=trial_id)
+
+    def _refuse_proposal(self, event: Event, branch: _Branch) -> None:
+        branch.append("refusals", RefusedProposal(seq=event.seq, at=event.at, **event.body))

@@ -1,0 +1,171 @@
+"""autoresearch.toml as frozen dataclasses. Unknown keys and bad values are errors that list what is valid.
+
+A preset (templates/presets.toml) gives a workspace its starting values; the file in the workspace then holds all of
+them, so that what a session does can be read in one place. Environment variables are for machine facts only:
+AUTORESEARCH_HOME (prepared data and caches; default ~/.cache/autoresearch).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import tomllib
+from dataclasses import dataclass, field
+from typing import Any, get_type_hints
+
+from autoresearch.values.errors import UserError
+
+
+def _field(default: Any, meaning: str, choices: tuple[Any, ...] = (), low: float | None = None) -> Any:
+    """One setting: its default, a line of help with its unit, the choices or the smallest value allowed."""
+    return field(default=default, metadata={"help": meaning, "choices": choices, "low": low})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DataSettings:
+    """What text to train and score on. Changing any of it makes another dataset, prepared beside the old one."""
+
+    corpus: str = _field("pystdlib", "corpus name", ("climbmix", "fineweb-edu", "tinystories", "files", "pystdlib"))
+    path: str = _field("", "folder of the corpus `files`")
+    num_shards: int = _field(10, "training shards to download (Hugging Face corpora)", low=1)
+    vocab_size: int = _field(8192, "tokens in the vocabulary, special ones included", low=260)
+    context: int = _field(2048, "tokens a row", low=8)
+    score_tokens: int = _field(5_600_000, "validation tokens scored, rounded down to whole rows", low=1)
+    holdout_tokens: int = _field(5_600_000, "holdout tokens, rounded down to whole rows", low=1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrialSettings:
+    """How one run is made."""
+
+    budget_s: float = _field(300.0, "seconds a candidate may train", low=0.5)
+    device: str = _field("auto", "where to train: auto, cpu, mps, cuda or cuda:N")
+    threads: int = _field(0, "CPU threads of the candidate; 0: all cores", low=0)
+    startup_limit_s: float = _field(180.0, "seconds from spawn to ready at most", low=1)
+    startup_allowance_s: float = _field(90.0, "seconds from spawn to ready that are free", low=0)
+    memory_gb: float = _field(0.0, "host memory of a candidate, GiB; 0: 80 % of the machine's", low=0)
+    score_rows_per_chunk: int = _field(16, "rows that the presenter answers at once", low=1)
+    busy_device: str = _field("wait", "what to do when others use the GPU", ("wait", "refuse", "ignore"))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SandboxSettings:
+    """Walls between a candidate and the machine."""
+
+    level: str = _field("auto", "auto takes the best that works", ("auto", "bubblewrap", "landlock", "none"))
+    confirm_level: str = _field("bubblewrap", "least level at which confirm works", ("bubblewrap", "landlock", "none"))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JudgeSettings:
+    """How runs become verdicts (docs/concepts.md)."""
+
+    policy: str = _field("screen", "rule for keeping", ("greedy", "screen", "confirm-all"))
+    calibration_runs: int = _field(6, "runs of the baseline that measure the noise", low=2)
+    champion_runs: int = _field(3, "fresh runs of a new champion", low=1)
+    pairing: str = _field("auto", "compare with champion runs next in time; auto: on CPU", ("auto", "on", "off"))
+    champion_every_trials: int = _field(10, "trials between runs of the champion", low=1)
+    champion_every_s: float = _field(3600.0, "seconds between runs of the champion", low=1)
+    implausible_gain_frac: float = _field(0.05, "gain over the champion that is rerun with the full audit", low=0)
+    floor_bpb: float = _field(0.3, "scores under this are rerun with the full audit", low=0)
+    audit_frac: float = _field(0.1, "share of runs audited beside those about to be kept", low=0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ResearcherSettings:
+    """Who proposes."""
+
+    kind: str = _field("tpe", "tpe, random or scripted")
+    seed: int = _field(0, "seed of the researcher's own draws", low=0)
+    script: str = _field("", "folder of edits for the scripted researcher")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SessionSettings:
+    """When to stop (0: never) and whom to tell."""
+
+    tag: str = _field("main", "the session works on branch autoresearch/TAG")
+    max_trials: int = _field(0, "stop after this many trials", low=0)
+    max_hours: float = _field(0.0, "stop after this many hours", low=0)
+    target_bpb: float = _field(0.0, "stop when the champion scores this or less", low=0)
+    plateau_trials: int = _field(0, "stop after this many trials without a keep", low=0)
+    on_keep: str = _field("", "shell command run after a keep; AUTORESEARCH_* variables say what happened")
+    on_stop: str = _field("", "shell command run when the session ends")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ArtifactSettings:
+    """What stays on disk."""
+
+    disk_cap_gb: float = _field(20.0, "gc removes the oldest weights beyond this, GiB", low=0)
+    stdout_cap_kb: int = _field(256, "output kept of one run, KiB", low=1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Config:
+    """The whole of autoresearch.toml."""
+
+    preset: str = _field("auto", "the preset that the workspace started from")
+    data: DataSettings = field(default_factory=DataSettings)
+    trial: TrialSettings = field(default_factory=TrialSettings)
+    sandbox: SandboxSettings = field(default_factory=SandboxSettings)
+    judge: JudgeSettings = field(default_factory=JudgeSettings)
+    researcher: ResearcherSettings = field(default_factory=ResearcherSettings)
+    session: SessionSettings = field(default_factory=SessionSettings)
+    artifacts: ArtifactSettings = field(default_factory=ArtifactSettings)
+
+
+def parse_config(text: str, origin: str = "autoresearch.toml") -> Config:
+    """The settings in `text`; what it leaves out has its default.
+
+    Raises:
+        UserError: not TOML, an unknown table or key, a wrong type or value; all problems are named at once.
+    """
+    try:
+        document = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise UserError(f"{origin} is not valid TOML: {error}; mend the line it names") from error
+    problems: list[str] = []
+    config = _build(Config, document, "", problems)
+    if problems:
+        raise UserError(f"{origin}: " + "; ".join(problems))
+    return config
+
+
+def override(config: Config, **changes: dict[str, Any]) -> Config:
+    """`config` with some values of some tables replaced: override(config, trial={"budget_s": 5.0})."""
+    tables = {name: dataclasses.replace(getattr(config, name), **values) for name, values in changes.items()}
+    return dataclasses.replace(config, **tables)
+
+
+def _build(kind: Any, document: dict[str, Any], prefix: str, problems: list[str]) -> Any:
+    fields = {f.name: f for f in dataclasses.fields(kind)}
+    types = get_type_hints(kind)
+    values: dict[str, Any] = {}
+    for key, value in document.items():
+        name = prefix + key
+        if key not in fields:
+            problems.append(f"unknown key {name!r}, valid here: {', '.join(sorted(fields))}")
+        elif dataclasses.is_dataclass(types[key]):
+            if isinstance(value, dict):
+                values[key] = _build(types[key], value, f"{name}.", problems)
+            else:
+                problems.append(f"{name} must be a table [{name}], it is {value!r}")
+        else:
+            problem = _problem(value, types[key], fields[key].metadata)
+            if problem:
+                problems.append(f"{name} is {value!r}, expected {problem}")
+            else:
+                values[key] = types[key](value)
+    return kind(**values)
+
+
+def _problem(value: Any, kind: type, metadata: Any) -> str:
+    """What was expected, or "" where the value is fine."""
+    accepted = (int, float) if kind is float else (kind,)
+    if not isinstance(value, accepted) or (isinstance(value, bool) and kind is not bool):
+        return f"a value of type {kind.__name__} ({metadata['help']})"
+    if metadata["choices"] and value not in metadata["choices"]:
+        return f"one of {', '.join(map(repr, metadata['choices']))}"
+    if metadata["low"] is not None and not value >= metadata["low"]:
+        return f"at least {metadata['low']} ({metadata['help']})"
+    return ""

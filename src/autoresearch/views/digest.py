@@ -1,0 +1,148 @@
+"""The figures that every view shows, worked out once from the history.
+
+Two rules keep them honest. A commit's score is the mean of its fresh runs (those never selected on) as soon as it
+has any; the screening and deciding runs of a trial count only until then. And where the noise was estimated with
+fewer than `FEW` degrees of freedom, views give the range of the runs and no statistical word.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from autoresearch.values.records import Measurement, Purpose, Trial, Verdict
+
+if TYPE_CHECKING:
+    from autoresearch.search.judge import Noise
+    from autoresearch.search.ledger import History
+
+FEW = 5
+"""Degrees of freedom under which a spread is not called sigma."""
+
+FAILED = (Verdict.CRASH, Verdict.TIMEOUT, Verdict.CHEAT, Verdict.INTERRUPTED)
+"""Verdicts of trials that have no score."""
+
+_FRESH = (Purpose.CALIBRATE, Purpose.CHAMPION)
+_PAUSE_S = 900.0  # nothing ran for longer than this and three budgets: nobody was at work
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Score:
+    """The mean of some runs of one commit."""
+
+    mean_bpb: float
+    num_runs: int
+    low_bpb: float
+    high_bpb: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Digest:
+    """One history in figures; None where there is nothing to tell yet."""
+
+    baseline: Score | None
+    champion: Score | None
+    gain_bpb: float | None
+    gain_error_bpb: float | None  # standard error of the gain; None with few degrees of freedom
+    sigma_bpb: float | None  # of one run; None with few degrees of freedom
+    counts: dict[Verdict, int]
+    num_closed: int
+    num_runs: int
+    training_s: float
+    active_s: float  # first run to last, pauses taken out
+    trials_per_hour: float | None
+
+
+def score_runs(runs: Iterable[Measurement]) -> Score | None:
+    """The mean of the runs that have a score."""
+    values = [run.val_bpb for run in runs if run.is_scored and run.val_bpb is not None]
+    if not values:
+        return None
+    return Score(
+        mean_bpb=math.fsum(values) / len(values), num_runs=len(values), low_bpb=min(values), high_bpb=max(values)
+    )
+
+
+def score_commit(history: History, commit: str | None) -> Score | None:
+    """The mean of all fresh runs of a commit."""
+    return score_runs(run for run in history.runs if run.commit == commit and run.purpose in _FRESH)
+
+
+def score_trial(trial: Trial) -> Score | None:
+    """What a trial scored: its fresh runs, else what the judge decided on; None for a trial without a score."""
+    if trial.decision is not None and trial.decision.verdict in FAILED:
+        return None
+    fresh = score_runs(run for run in trial.runs if run.purpose in _FRESH)
+    judged = score_runs(run for run in trial.runs if run.purpose not in _FRESH)
+    if fresh is None and trial.decision is not None and trial.decision.val_bpb is not None:
+        value = trial.decision.val_bpb
+        return Score(mean_bpb=value, num_runs=judged.num_runs if judged else 1, low_bpb=value, high_bpb=value)
+    return fresh or judged
+
+
+def closed_trials(history: History) -> list[Trial]:
+    """The trials that have a verdict, in order."""
+    return [trial for trial in history.trials if trial.decision is not None]
+
+
+def verdict_of(trial: Trial) -> Verdict | None:
+    """The verdict, or None while the trial is in hand."""
+    return trial.decision.verdict if trial.decision is not None else None
+
+
+def kept_trials(history: History) -> list[Trial]:
+    """The trials that became champion, in order."""
+    return [trial for trial in history.trials if verdict_of(trial) is Verdict.KEEP]
+
+
+def find_champion(history: History) -> Score | None:
+    """The champion's score: its fresh runs, else those of the trial that made it champion."""
+    fresh = score_commit(history, history.champion)
+    if fresh is None:
+        for trial in history.trials:
+            if trial.trial_id == history.champion_trial_id:
+                return score_trial(trial)
+    return fresh
+
+
+def active_seconds(history: History) -> float:
+    """Time between the first and the last run, without the pauses in which nobody was at work."""
+    spans = sorted((run.at - run.startup_s, run.at + run.training_s + run.scoring_s) for run in history.runs)
+    longest_budget_s = max((run.budget_s for run in history.runs), default=0.0)
+    total, end = 0.0, spans[0][0] if spans else 0.0
+    for start, stop in spans:
+        gap = start - end
+        if gap <= max(_PAUSE_S, 3 * longest_budget_s):
+            total += max(0.0, gap)
+        total += max(0.0, stop - max(start, end))
+        end = max(end, stop)
+    return total
+
+
+def measure(history: History, noise: Noise | None) -> Digest:
+    """Everything that `status` and the report need."""
+    baseline, champion = score_commit(history, history.baseline), find_champion(history)
+    closed = closed_trials(history)
+    sigma = noise.sigma_bpb if noise is not None and noise.degrees_of_freedom >= FEW else None
+    gain = baseline.mean_bpb - champion.mean_bpb if baseline and champion else None
+    error = None
+    if sigma is not None and baseline and champion and history.champion != history.baseline:
+        error = sigma * math.sqrt(1 / baseline.num_runs + 1 / champion.num_runs)
+    active_s = active_seconds(history)
+    counts = Counter(verdict for trial in closed if (verdict := verdict_of(trial)) is not None)
+    return Digest(
+        baseline=baseline,
+        champion=champion,
+        gain_bpb=gain,
+        gain_error_bpb=error,
+        sigma_bpb=sigma,
+        counts={verdict: counts[verdict] for verdict in Verdict if counts[verdict]},
+        num_closed=len(closed),
+        num_runs=len(history.runs),
+        training_s=sum(run.training_s for run in history.runs),
+        active_s=active_s,
+        trials_per_hour=3600 * len(closed) / active_s if closed and active_s > 0 else None,
+    )

@@ -1,0 +1,189 @@
+"""Everything about one trial or one run: what `show` and `train` print.
+
+What the referee measured and what the candidate reported are kept apart, and the latter is labelled: telemetry from
+train.py is shown, never believed.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from autoresearch.values.errors import UserError
+from autoresearch.values.records import Measurement, Outcome, Trial
+from autoresearch.views.console import key_values, verdict_text
+from autoresearch.views.text import bpb, clean, duration, plural, short, signed
+
+if TYPE_CHECKING:
+    from autoresearch.search.ledger import History
+
+_OUTCOME_STYLES = {Outcome.SCORED: "green", Outcome.CHEAT: "bold red", Outcome.DISTURBED: "yellow"}
+
+
+def find_trial(history: History, name: str) -> Trial:
+    """The trial called `name`: its number, the beginning of its commit, or `champion`.
+
+    Raises:
+        UserError: there is none; says what there is.
+    """
+    wanted = name.strip().lower().removeprefix("#")
+    if wanted == "champion":
+        if history.champion_trial_id is None:
+            raise UserError("the champion is the baseline, no trial was kept yet; `autoresearch run` makes trials")
+        wanted = str(history.champion_trial_id)
+    for trial in history.trials:
+        if wanted == str(trial.trial_id):
+            return trial
+    found = [trial for trial in history.trials if len(wanted) >= 4 and trial.commit.startswith(wanted)]
+    if len(found) == 1:
+        return found[0]
+    there = f"1 to {history.trials[-1].trial_id}" if history.trials else "none yet"
+    raise UserError(
+        f"no trial {name!r}; trials here: {there}, or `champion`, or the first 4 or more digits of a commit "
+        "(`autoresearch status --all` lists them)"
+    )
+
+
+def print_trial(console: Console, trial: Trial) -> None:
+    """All that the ledger knows of a trial."""
+    decision = trial.decision
+    heading = Text(f"trial {trial.trial_id}  ", style="bold") + verdict_text(decision.verdict if decision else None)
+    rows: list[tuple[str, Text | str]] = [
+        ("change", clean(trial.description)),
+        ("commit", f"{trial.commit}  (parent {short(trial.parent)})"),
+        ("researcher", clean(trial.researcher) + (", a simplification" if trial.is_simplification else "")),
+    ]
+    if decision is not None:
+        rows.append(("reason", clean(decision.reason)))
+        if decision.val_bpb is not None:
+            sigma = f", sigma {decision.sigma_bpb:.4f}" if decision.sigma_bpb is not None else ""
+            rows.append(("val_bpb", f"{bpb(decision.val_bpb)}  (gain {signed(decision.gain_bpb)}{sigma})"))
+    if trial.parameters:
+        rows.append(("constants", ", ".join(f"{clean(k)} = {_value(v)}" for k, v in trial.parameters.items())))
+    console.print(heading)
+    console.print(key_values(rows))
+    if not trial.runs:
+        console.print("\nNo run is recorded yet.", style="dim")
+        return
+    console.print()
+    console.print(_runs_table(trial))
+    for run in trial.runs:
+        _print_run_details(console, run)
+
+
+def _runs_table(trial: Trial) -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+    for name in ("run", "purpose", "outcome", "val_bpb", "decoded", "seed", "train", "total", "memory", "audited"):
+        left = name in ("purpose", "outcome")
+        table.add_column(name, justify="left" if left else "right", no_wrap=True)
+    for run in trial.runs:
+        memory = f"{run.peak_memory_mb:.0f} MB" if run.peak_memory_mb is not None else "-"
+        table.add_row(
+            str(run.run_id),
+            run.purpose.value,
+            Text(run.outcome.value, style=_OUTCOME_STYLES.get(run.outcome, "red")),
+            bpb(run.val_bpb),
+            bpb(run.val_bpb_decoded),
+            str(run.seed),
+            duration(run.training_s),
+            duration(run.total_s),
+            memory,
+            "yes" if run.was_audited else "no",
+        )
+    return table
+
+
+def _print_run_details(console: Console, run: Measurement) -> None:
+    rows: list[tuple[str, Text | str]] = []
+    if run.reason:
+        rows.append(("reason", clean(run.reason)))
+    rows.append(("machine", f"{clean(run.device or '-')}, sandbox {clean(run.sandbox or 'none')}"))
+    times = f"start-up {duration(run.startup_s)}, scoring {duration(run.scoring_s)}, budget {duration(run.budget_s)}"
+    rows.append(("times", times))
+    if run.weight_bytes:
+        rows.append(("weights", f"{run.weight_bytes / 2**20:.1f} MiB, sha256 {clean(run.weights_sha256)[:16]}"))
+    for name, values in (("audit", run.audit), ("hardware", run.hardware)):
+        if values:
+            rows.append((name, _pairs(values)))
+    if run.reported:
+        rows.append(("reported", Text(_pairs(run.reported), style="dim") + Text("  (by train.py; not verified)")))
+    if run.artifacts:
+        rows.append(("artifacts", clean(run.artifacts)))
+    console.print(Text(f"\nrun {run.run_id}", style="bold"))
+    console.print(key_values(rows))
+
+
+def _pairs(values: dict[str, Any]) -> str:
+    return ", ".join(f"{clean(key, 60)} {_value(value)}" for key, value in values.items())
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return clean(value, 200)
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+def summary_block(run: Measurement) -> str:
+    """`---` and one `key: value` line each, for people and for grep.
+
+    A line is left out where there is no figure: no val_bpb without a score. The last five keys are what train.py
+    reported.
+    """
+    reported = run.reported
+    lines = [
+        ("val_bpb", run.val_bpb if run.is_scored else None, ".6f"),
+        ("training_seconds", run.training_s, ".1f"),
+        ("total_seconds", run.total_s, ".1f"),
+        ("peak_vram_mb", run.peak_memory_mb, ".1f"),
+        ("mfu_percent", _number(reported, "mfu_percent"), ".2f"),
+        ("total_tokens_M", _millions(reported, "total_tokens_M", "tokens"), ".1f"),
+        ("num_steps", _number(reported, "num_steps", "step"), ".0f"),
+        ("num_params_M", _millions(reported, "num_params_M", "num_params"), ".1f"),
+        ("depth", _number(reported, "depth"), ".0f"),
+    ]
+    text = [f"{name + ':':<18}{value:{form}}" for name, value, form in lines if value is not None]
+    return "\n".join(["---", *text])
+
+
+def _number(reported: dict[str, Any], *names: str) -> float | None:
+    for name in names:
+        value = reported.get(name)
+        if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value):
+            return float(value)
+    return None
+
+
+def _millions(reported: dict[str, Any], in_millions: str, plain: str) -> float | None:
+    value = _number(reported, plain)
+    return _number(reported, in_millions) if value is None else value / 1e6
+
+
+def print_run(console: Console, run: Measurement) -> None:
+    """The result of a single run: its reason where it has no score, then the summary block."""
+    if run.outcome is not Outcome.SCORED:
+        style = _OUTCOME_STYLES.get(run.outcome, "red")
+        console.print(Text(f"{run.outcome.value}: ", style=style) + Text(clean(run.reason) or "no reason given"))
+    elif run.artifacts:
+        console.print(Text(f"run {run.run_id}, artifacts in {clean(run.artifacts)}", style="dim"))
+    console.print(summary_block(run), soft_wrap=True)
+
+
+def compare_runs(old: Trial, new: Measurement) -> str:
+    """One sentence on a replay: the new run beside the trial's own."""
+    from autoresearch.views.digest import score_trial
+
+    before = score_trial(old)
+    if not new.is_scored or new.val_bpb is None:
+        return f"The replay of trial {old.trial_id} gave no score ({new.outcome.value}): {clean(new.reason)}"
+    if before is None:
+        return f"Trial {old.trial_id} had no score; its replay scored {bpb(new.val_bpb)}."
+    runs = plural(before.num_runs, "run")
+    difference = signed(before.mean_bpb - new.val_bpb)
+    return (
+        f"Trial {old.trial_id} had {bpb(before.mean_bpb)} ({runs}, {bpb(before.low_bpb)} to {bpb(before.high_bpb)}); "
+        f"its replay scored {bpb(new.val_bpb)}, gain {difference}."
+    )

@@ -1,0 +1,239 @@
+"""summary.md: what was tried, what helped, by how much, how sure; what to do next.
+
+Each section is a function that gives lines, or none where there is nothing to say.
+"""
+
+from __future__ import annotations
+
+import datetime
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+from autoresearch.values.records import Outcome, Trial, Verdict
+from autoresearch.views.digest import (
+    FAILED,
+    Digest,
+    closed_trials,
+    kept_trials,
+    measure,
+    score_trial,
+    verdict_of,
+)
+from autoresearch.views.text import bpb, count_verdicts, duration, markdown, percent, plural, short, signed
+
+if TYPE_CHECKING:
+    from autoresearch.search.judge import Noise
+    from autoresearch.search.ledger import History
+    from autoresearch.values.config import Config
+
+_ROWS = 15  # of a table; the rest is counted
+_PLATEAU_TRIALS = 20
+
+
+def summary_markdown(history: History, noise: Noise | None, config: Config) -> str:
+    """The whole page."""
+    digest = measure(history, noise)
+    sections = [
+        [f"# Session {markdown(config.session.tag)}", "", *_headline(history, digest)],
+        _sureness(history, digest, noise, config),
+        ["![val_bpb of every trial](progress.png)"] if digest.baseline else [],
+        _helped(history, digest),
+        _near_misses(history),
+        _tried(history),
+        _failed(history),
+        _machine(history, digest),
+        _next_steps(history, digest),
+    ]
+    return "\n\n".join("\n".join(section) for section in sections if section) + "\n"
+
+
+def _headline(history: History, digest: Digest) -> list[str]:
+    if digest.baseline is None or digest.champion is None:
+        return ["Nothing has been measured yet."]
+    when = f"{plural(digest.num_closed, 'trial')} in {duration(digest.active_s)}"
+    counts = f": {count_verdicts(digest.counts)}" if digest.counts else ""
+    if history.champion == history.baseline:
+        return [f"**val_bpb {bpb(digest.baseline.mean_bpb)}, no change was kept.** {when}{counts}."]
+    change = percent(digest.gain_bpb, digest.baseline.mean_bpb)
+    return [
+        f"**val_bpb {bpb(digest.baseline.mean_bpb)} to {bpb(digest.champion.mean_bpb)}: {change} lower.** "
+        f"{when}{counts}.",
+        f"Champion: `{short(history.champion)}`, trial {history.champion_trial_id}.",
+    ]
+
+
+def _sureness(history: History, digest: Digest, noise: Noise | None, config: Config) -> list[str]:
+    if digest.baseline is None or digest.champion is None:
+        return []
+    runs = f"{plural(digest.baseline.num_runs, 'run')} of the baseline"
+    if history.champion != history.baseline:
+        runs += f" and {plural(digest.champion.num_runs, 'run')} of the champion"
+    lines = ["## How sure", ""]
+    if noise is None or digest.sigma_bpb is None:
+        spread = f"the baseline's runs lie between {bpb(digest.baseline.low_bpb)} and {bpb(digest.baseline.high_bpb)}"
+        lines.append(f"Measured with {runs}: too few to say how sure; {spread}.")
+    else:
+        lines.append(
+            f"One run of one commit varies by sigma = {digest.sigma_bpb:.4f} val_bpb "
+            f"({noise.degrees_of_freedom} degrees of freedom). Measured with {runs}."
+        )
+    if digest.gain_bpb is not None and digest.gain_error_bpb:
+        lines.append(
+            f"The gain is {digest.gain_bpb:.4f} with a standard error of {digest.gain_error_bpb:.4f}: "
+            f"{digest.gain_bpb / digest.gain_error_bpb:.1f} standard errors."
+        )
+    if history.champion != history.baseline:
+        lines.append(
+            "Baseline and champion ran at different times, so drift of the machine is part of this figure, and it is "
+            "a finding on validation text, on which the champion was selected."
+        )
+    if config.judge.policy == "greedy":
+        lines.append("The policy was `greedy`: about half of such keeps are luck, and the score is too good.")
+    return lines
+
+
+def _helped(history: History, digest: Digest) -> list[str]:
+    kept = kept_trials(history)
+    if not kept:
+        return []
+    return ["## What helped", "", *_trial_table(kept, digest.sigma_bpb, limit=2 * _ROWS)]
+
+
+def _near_misses(history: History) -> list[str]:
+    near = [trial for trial in history.trials if verdict_of(trial) is Verdict.NEAR_MISS]
+    if not near:
+        return []
+    near.sort(key=lambda trial: -(trial.decision.gain_bpb or 0.0) if trial.decision else 0.0)
+    return ["## Near misses worth recombining", "", *_trial_table(near, None, limit=_ROWS)]
+
+
+def _trial_table(trials: Sequence[Trial], sigma_bpb: float | None, limit: int) -> list[str]:
+    lines = ["| trial | change | val_bpb | gain | runs |", "|---:|---|---:|---:|---:|"]
+    for trial in trials[:limit]:
+        score, gain = score_trial(trial), trial.decision.gain_bpb if trial.decision else None
+        sigmas = f" ({gain / sigma_bpb:.1f} sigma)" if sigma_bpb and gain is not None else ""
+        mean, runs = (score.mean_bpb, score.num_runs) if score else (None, 0)
+        cells = [str(trial.trial_id), markdown(trial.description, 120), bpb(mean), signed(gain) + sigmas, str(runs)]
+        lines.append(f"| {' | '.join(cells)} |")
+    if len(trials) > limit:
+        lines += ["", f"and {len(trials) - limit} more: `autoresearch status --all`"]
+    return lines
+
+
+def _tried(history: History) -> list[str]:
+    """Per researcher, and per constant where an optimizer chose constants."""
+    trials = closed_trials(history)
+    if not trials:
+        return []
+    lines = ["## What was tried", ""]
+    for researcher, count in Counter(trial.researcher for trial in trials).most_common():
+        kept = sum(trial.researcher == researcher and verdict_of(trial) is Verdict.KEEP for trial in trials)
+        lines.append(f"- {markdown(researcher, 40)}: {plural(count, 'trial')}, {kept} kept")
+    values: defaultdict[str, list[object]] = defaultdict(list)
+    for trial in trials:
+        for name, value in (trial.parameters or {}).items():
+            values[name].append(value)
+    rows = [(name, seen, _kept_value(history, name)) for name, seen in values.items() if len(set(map(str, seen))) > 1]
+    if rows:
+        lines += ["", "| constant | values tried | from | to | last kept |", "|---|---:|---:|---:|---:|"]
+    for name, seen, kept_value in rows[: 2 * _ROWS]:
+        low, high = _range(seen)
+        cells = [markdown(name, 40), str(len(set(map(str, seen)))), low, high, kept_value]
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
+def _range(values: Iterable[object]) -> tuple[str, str]:
+    numbers = [value for value in values if isinstance(value, (int, float)) and not isinstance(value, bool)]
+    return (f"{min(numbers):.4g}", f"{max(numbers):.4g}") if numbers else ("", "")
+
+
+def _kept_value(history: History, name: str) -> str:
+    kept = [trial.parameters[name] for trial in kept_trials(history) if trial.parameters and name in trial.parameters]
+    if not kept:
+        return "-"
+    return f"{kept[-1]:.4g}" if isinstance(kept[-1], float) else markdown(kept[-1], 40)
+
+
+def _failed(history: History) -> list[str]:
+    groups: defaultdict[tuple[str, str], list[int]] = defaultdict(list)
+    for trial in history.trials:
+        if trial.decision is not None and trial.decision.verdict in FAILED:
+            groups[trial.decision.verdict.value, markdown(trial.decision.reason, 160)].append(trial.trial_id)
+    if not groups:
+        return []
+    lines = ["## What gave no score, and why", ""]
+    ordered = sorted(groups.items(), key=lambda group: -len(group[1]))
+    for (verdict, reason), ids in ordered[:_ROWS]:
+        some = ", ".join(map(str, ids[:6])) + (", ..." if len(ids) > 6 else "")
+        lines.append(f"- {verdict}, {plural(len(ids), 'trial')} ({some}): {reason}")
+    if len(ordered) > _ROWS:
+        lines.append(f"- and {len(ordered) - _ROWS} other reasons")
+    return lines
+
+
+def _machine(history: History, digest: Digest) -> list[str]:
+    if not history.runs:
+        return []
+    last = history.runs[-1]
+    pace = f", {digest.trials_per_hour:.1f} trials an hour" if digest.trials_per_hour else ""
+    share = percent(digest.training_s, digest.active_s)
+    lines = [
+        "## Time and machine",
+        "",
+        f"- {plural(digest.num_runs, 'run')} in {duration(digest.active_s)}{pace}; {share} of the time was training",
+        f"- from {_clock(history.runs[0].at)} to {_clock(last.at)}",
+        f"- budget {duration(last.budget_s)}, device {markdown(last.device or 'unknown', 60)}, "
+        f"sandbox {markdown(', '.join(sorted({run.sandbox or 'none' for run in history.runs})), 60)}",
+    ]
+    disturbed = sum(run.outcome is Outcome.DISTURBED for run in history.runs)
+    if disturbed:
+        lines.append(f"- {plural(disturbed, 'run')} disturbed (the machine slept or was busy) and made again")
+    lines += [
+        f"- {markdown(key, 40)}: {markdown(value, 80)}"
+        for key, value in last.hardware.items()
+        if isinstance(value, str) and value
+    ]
+    return lines
+
+
+def _clock(at: float) -> str:
+    return datetime.datetime.fromtimestamp(at, tz=datetime.UTC).strftime("%Y-%m-%d %H:%M UTC")
+
+
+def _next_steps(history: History, digest: Digest) -> list[str]:
+    """Advice that follows from the figures, most urgent first."""
+    trials = closed_trials(history)
+    failed = [trial for trial in trials if verdict_of(trial) in FAILED]
+    near = [trial.trial_id for trial in trials if verdict_of(trial) is Verdict.NEAR_MISS]
+    since_keep = next((n for n, t in enumerate(reversed(trials)) if verdict_of(t) is Verdict.KEEP), len(trials))
+    steps = []
+    if any(run.sandbox == "none" for run in history.runs):
+        steps.append("Some runs had no sandbox: `autoresearch doctor` says how to get one.")
+    if not trials:
+        steps.append("Let it work: `autoresearch run --max-trials 20`.")
+    if len(failed) >= 3 and 4 * len(failed) >= len(trials):
+        steps.append(
+            f"{len(failed)} of {len(trials)} trials gave no score; start with `autoresearch show {failed[-1].trial_id}`."
+        )
+    if len(near) >= 2:
+        some = ", ".join(map(str, near[-5:]))
+        steps.append(f"Trials {some} were better by less than the noise; try them together.")
+    if since_keep >= _PLATEAU_TRIALS:
+        steps.append(
+            f"Nothing was kept in the last {since_keep} trials: widen the ranges in `train.py`, change its structure, "
+            "or give each trial a longer budget."
+        )
+    if digest.gain_bpb is not None and history.champion != history.baseline:
+        if digest.gain_error_bpb is None or digest.gain_bpb < 3 * digest.gain_error_bpb:
+            steps.append(
+                f"The gain is not beyond doubt yet; `autoresearch replay {history.champion_trial_id}` adds a run."
+            )
+        steps.append(
+            f"Read what changed: `autoresearch diff {history.champion_trial_id}`; let it write: `autoresearch sample`; "
+            f"take it along: `autoresearch export {history.champion_trial_id} FOLDER`."
+        )
+    if trials and since_keep < _PLATEAU_TRIALS:
+        steps.append("Go on where it stopped: `autoresearch run`.")
+    return ["## What to do next", "", *(f"- {step}" for step in steps)] if steps else []

@@ -1,0 +1,151 @@
+"""Messages between the trusted and the untrusted side: one JSON object a frame over a Unix socket, descriptors attached.
+
+A frame is a 4-byte big-endian length and that many bytes of JSON. Both ends treat what arrives as hostile: a frame has
+a size limit, must be an object with a text `kind`, and NaN and infinity become None. A peer that breaks these rules is a
+`ChannelBroken`; a peer that is gone is a `ChannelClosed`. Descriptors that nobody asked for are closed on arrival.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import socket
+import struct
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+MAX_FRAME_BYTES = 256 * 1024
+MAX_DESCRIPTORS = 64
+_LENGTH = struct.Struct(">I")
+
+
+class ChannelClosed(Exception):
+    """The peer closed its end or died."""
+
+
+class ChannelBroken(Exception):
+    """The peer sent something that is not a message."""
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One received message; whoever takes `fds` closes them."""
+
+    kind: str
+    body: dict[str, Any]
+    fds: list[int] = field(default_factory=list)
+
+    def close(self) -> None:
+        """Close the descriptors that came along."""
+        for fd in self.fds:
+            os.close(fd)
+        self.fds.clear()
+
+
+class Channel:
+    """One end of a conversation. Not thread-safe: one reader, one writer."""
+
+    def __init__(self, end: socket.socket) -> None:
+        self._socket = end
+        self._buffer = bytearray()
+        self._fds: list[int] = []
+        end.setblocking(True)
+
+    @classmethod
+    def pair(cls) -> tuple[Channel, socket.socket]:
+        """Our end, and the other end as a plain socket to be inherited by a child."""
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        return cls(ours), theirs
+
+    @classmethod
+    def from_fd(cls, fd: int) -> Channel:
+        """The end that a parent left in descriptor `fd`."""
+        return cls(socket.socket(fileno=fd))
+
+    def fileno(self) -> int:
+        """The descriptor of this end."""
+        return self._socket.fileno()
+
+    def send(self, kind: str, fds: Sequence[int] = (), **body: Any) -> None:
+        """Send one message, waiting while the peer's buffer is full.
+
+        Raises:
+            ChannelClosed: the peer is gone.
+            ValueError: the message is over MAX_FRAME_BYTES, or holds what JSON cannot.
+        """
+        payload = json.dumps({"kind": kind, **body}, allow_nan=False).encode()
+        if len(payload) > MAX_FRAME_BYTES:
+            raise ValueError(f"message {kind!r} has {len(payload)} bytes, {MAX_FRAME_BYTES} at most")
+        frame = _LENGTH.pack(len(payload)) + payload
+        try:
+            sent = socket.send_fds(self._socket, [frame], list(fds)) if fds else 0
+            self._socket.sendall(frame[sent:])
+        except (BrokenPipeError, ConnectionResetError) as error:
+            raise ChannelClosed(f"the peer was gone before {kind!r} could be sent") from error
+
+    def receive(self, timeout_s: float | None = None) -> Message | None:
+        """The next message; None where none is complete after `timeout_s` seconds.
+
+        Raises:
+            ChannelClosed: the peer is gone and nothing is left to read.
+            ChannelBroken: what came is no message.
+        """
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        while (message := self._take()) is None:
+            left = None if deadline is None else max(0.0, deadline - time.monotonic())
+            readable, _, _ = select.select([self._socket], [], [], left)
+            if not readable:
+                return None
+            self._fill()
+        return message
+
+    def _fill(self) -> None:
+        try:
+            data, fds, _, _ = socket.recv_fds(self._socket, 1 << 16, MAX_DESCRIPTORS)
+        except ConnectionResetError as error:
+            raise ChannelClosed("the peer died") from error
+        self._fds.extend(fds)
+        if len(self._fds) > MAX_DESCRIPTORS:
+            raise ChannelBroken(f"more than {MAX_DESCRIPTORS} descriptors came")
+        if not data:
+            raise ChannelClosed("the peer closed the channel")
+        self._buffer += data
+
+    def _take(self) -> Message | None:
+        if len(self._buffer) < _LENGTH.size:
+            return None
+        (length,) = _LENGTH.unpack_from(self._buffer)
+        if length > MAX_FRAME_BYTES:
+            raise ChannelBroken(f"a frame of {length} bytes was announced, {MAX_FRAME_BYTES} at most")
+        end = _LENGTH.size + length
+        if len(self._buffer) < end:
+            return None
+        payload = bytes(self._buffer[_LENGTH.size : end])
+        del self._buffer[:end]
+        fds, self._fds = self._fds, []
+        return Message(*_parse(payload), fds)
+
+    def detach(self) -> int:
+        """Give up this end and return its descriptor, to be passed on; nothing may be left unread."""
+        return self._socket.detach()
+
+    def close(self) -> None:
+        """Close the socket and every descriptor that nobody took."""
+        for fd in self._fds:
+            os.close(fd)
+        self._fds.clear()
+        self._socket.close()
+
+
+def _parse(payload: bytes) -> tuple[str, dict[str, Any]]:
+    try:
+        body = json.loads(payload, parse_constant=lambda _: None)
+        kind = body.pop("kind")
+    except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
+        raise ChannelBroken(f"not a message: {payload[:80]!r}") from error
+    if not isinstance(kind, str):
+        raise ChannelBroken(f"the kind of a message must be text, it is {kind!r}")
+    return kind, body
