@@ -26,10 +26,9 @@ from autoresearch.workspace import Workspace, open_workspace
 
 AGENTS = ("claude", "codex", "gemini", "opencode", "aider")
 _OLDEST_TORCH = (2, 11)
-_OLDEST_GIT = (2, 25)
+_OLDEST_GIT = (2, 30)
 _DISK_NEEDED_GB = 2
 _DISK_WISHED_GB = 20
-_HUB_CORPORA = ("climbmix", "fineweb-edu", "tinystories")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -209,12 +208,13 @@ def _check_workspace(folder: Path | None) -> tuple[Workspace | None, Check]:
 
 
 def _check_data(workspace: Workspace | None) -> Check:
-    from autoresearch.data.dataset import open_dataset  # brings numpy along
+    from autoresearch.data.dataset import open_dataset  # these bring numpy along
+    from autoresearch.data.hub import HUB_CORPORA
 
     if workspace is None:
         return Check(name="data", status="ok", detail="not checked: no workspace, so no corpus")
     settings = workspace.config.data
-    if settings.corpus in _HUB_CORPORA and importlib.util.find_spec("pyarrow") is None:
+    if settings.corpus in HUB_CORPORA and importlib.util.find_spec("pyarrow") is None:
         detail = f"corpus {settings.corpus} comes as parquet files, and pyarrow is not installed"
         return Check(
             name="data", status="fail", detail=detail, remedy="pip install 'autoresearch[data]'"

@@ -19,8 +19,11 @@ __all__ = ["CORPORA", "Corpus", "Report", "Shard", "Source", "hidden_folders", "
 CORPORA = (*HUB_CORPORA, "files", "pystdlib")
 
 
-def read_corpus(settings: DataSettings, home: Path, report: Report = no_report, *, repair: bool = False) -> Corpus:
-    """The corpus of `settings`, downloaded below `home` where it must be; `repair` fetches damaged downloads again.
+def read_corpus(
+    settings: DataSettings, home: Path, report: Report = no_report, *, repair: bool = False
+) -> Corpus:
+    """The corpus of `settings`, downloaded below `home` where it must be; `repair` fetches damaged
+    downloads again.
 
     Raises:
         UserError: no such corpus, a setting that does not fit it, or a package is missing.
@@ -32,4 +35,6 @@ def read_corpus(settings: DataSettings, home: Path, report: Report = no_report, 
         return read_files(settings, report)
     if settings.corpus == "pystdlib":
         return read_pystdlib(settings)
-    raise UserError(f"data.corpus is {settings.corpus!r}, expected one of {', '.join(sorted(CORPORA))}")
+    raise UserError(
+        f"data.corpus is {settings.corpus!r}, expected one of {', '.join(sorted(CORPORA))}"
+    )

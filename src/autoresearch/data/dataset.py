@@ -1,13 +1,14 @@
-"""A prepared dataset on disk: tokenizer, byte tables, packed rows, and a manifest that pins every byte.
+"""A prepared dataset on disk: tokenizer, byte tables, packed rows, manifest.
 
     home/data/CORPUS-KEY/     tokenizer.json  token_bytes.npy  token_bytes_decoded.npy
                               train_00000.bin ...  validation.bin  manifest.json
     home/holdout/CORPUS-KEY/  holdout.bin (0600 in a 0700 folder)
 
-A .bin is raw little-endian uint16, rows of context + 1 tokens, packed by `pack_rows` and stored in a shuffled order
-that depends on nothing but their number. KEY is a hash of the settings, so changed settings make another dataset.
-Everything is written into a temporary folder that is renamed when it is complete: a folder under its final name is
-whole, whenever the process was killed. Sizes are checked at every opening, hashes by `verify`.
+A .bin is raw little-endian uint16, rows of context + 1 tokens, packed by `pack_rows` and stored in
+a shuffled order that depends on nothing but their number. KEY is a hash of the settings, so changed
+settings make another dataset. Everything is written into a temporary folder that is renamed when it
+is complete: a folder under its final name is whole, whenever the process was killed. Sizes are
+checked at every opening, hashes by `verify`.
 """
 
 from __future__ import annotations
@@ -16,28 +17,21 @@ import hashlib
 import json
 import platform
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from autoresearch.data.corpus import Corpus, read_corpus
-from autoresearch.data.document import Report, digest, no_report
+from autoresearch.data.document import Report, no_report
 from autoresearch.data.hub import HUB_CORPORA, REPAIR
-from autoresearch.data.packing import pack_rows
 from autoresearch.data.tokenizer import Tokenizer, Tokens, check_vocab_size, train_tokenizer
-from autoresearch.system.files import hold_lock, sha256_file, write_atomic
+from autoresearch.data.writer import FORMAT, DatasetWriter, digest_of, stream_train
+from autoresearch.system.files import hold_lock, sha256_file
 from autoresearch.values.config import DataSettings
 from autoresearch.values.errors import DataError, UserError
-
-FORMAT = 1  # goes into the key: raise it when the same settings would give other bytes
-BATCH_CHARS = 2_000_000  # encoded at once, over all cores; about 90 MB of memory
-SHARD_TOKENS = 64_000_000  # packed together: 128 MB a file
-POOL_FACTOR = 4  # scoring rows are drawn from this many times their tokens, and from MIN_POOL_TOKENS at least
-MIN_POOL_TOKENS = 2_000_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,7 +85,11 @@ class Dataset:
     @property
     def train_shards(self) -> list[Path]:
         """Files of training rows, in order."""
-        return [self.folder / name for name in sorted(self.manifest["files"]) if name.startswith("train_")]
+        return [
+            self.folder / name
+            for name in sorted(self.manifest["files"])
+            if name.startswith("train_")
+        ]
 
     @property
     def validation_path(self) -> Path:
@@ -139,10 +137,13 @@ class Dataset:
             if not path.is_file():
                 raise DataError(f"{path} is missing, the manifest lists it; {REPAIR}")
             if (size_bytes := path.stat().st_size) != entry["bytes"]:
-                raise DataError(f"{path} has {size_bytes} bytes, the manifest says {entry['bytes']}; {REPAIR}")
+                raise DataError(
+                    f"{path} has {size_bytes} bytes, the manifest says {entry['bytes']}; {REPAIR}"
+                )
             if read_all and (sha256 := sha256_file(path)) != entry["sha256"]:
                 raise DataError(
-                    f"{path} has sha256 {sha256[:12]}.., the manifest says {entry['sha256'][:12]}..; {REPAIR}"
+                    f"{path} has sha256 {sha256[:12]}.., the manifest says "
+                    f"{entry['sha256'][:12]}..; {REPAIR}"
                 )
 
 
@@ -151,7 +152,9 @@ def dataset_name(settings: DataSettings) -> str:
     values: dict[str, Any] = {**asdict(settings), "format": FORMAT}
     if settings.corpus not in HUB_CORPORA:
         del values["num_shards"]
-    values["path"] = str(Path(settings.path).expanduser().absolute()) if settings.corpus == "files" else ""
+    values["path"] = (
+        str(Path(settings.path).expanduser().absolute()) if settings.corpus == "files" else ""
+    )
     if settings.corpus == "pystdlib":
         values["python"] = platform.python_version()
     key = hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
@@ -168,26 +171,35 @@ def open_dataset(settings: DataSettings, home: Path) -> Dataset:
     folder = home / "data" / name
     path = folder / "manifest.json"
     if not folder.is_dir():
-        raise DataError(f"corpus {settings.corpus!r} is not prepared in {folder}; run `autoresearch prepare`")
+        raise DataError(
+            f"corpus {settings.corpus!r} is not prepared in {folder}; run `autoresearch prepare`"
+        )
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
-        dataset = Dataset(folder=folder, holdout_path=home / "holdout" / name / "holdout.bin", manifest=manifest)
-        if manifest["digest"] != _digest(manifest):
-            raise DataError(f"{path} was altered: its digest does not match its list of files; {REPAIR}")
+        dataset = Dataset(
+            folder=folder, holdout_path=home / "holdout" / name / "holdout.bin", manifest=manifest
+        )
+        if manifest["digest"] != digest_of(manifest):
+            raise DataError(
+                f"{path} was altered: its digest does not match its list of files; {REPAIR}"
+            )
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{path} is missing or damaged ({error!r}); {REPAIR}") from error
     dataset._check(read_all=False)
     return dataset
 
 
-def prepare(settings: DataSettings, home: Path, report: Report = no_report, *, repair: bool = False) -> Dataset:
+def prepare(
+    settings: DataSettings, home: Path, report: Report = no_report, *, repair: bool = False
+) -> Dataset:
     """Make the dataset of `settings` below `home`, or return the one that is there.
 
     With `repair` every byte of it is checked, and it is made again where something does not fit.
 
     Raises:
         UserError: settings that cannot be.
-        DataError: the corpus or the dataset is damaged, or the disk is full; nothing half-written is left.
+        DataError: the corpus or the dataset is damaged, or the disk is full; nothing half-written
+            is left.
         WorkspaceError: another process is preparing the same dataset.
     """
     check_settings(settings)
@@ -209,8 +221,8 @@ def prepare(settings: DataSettings, home: Path, report: Report = no_report, *, r
             _build(settings, home, name, report, repair=repair)
     except OSError as error:
         raise DataError(
-            f"could not prepare {folder}: {error}; nothing half-written is left. Free space or mend the permissions of "
-            f"{home}, then run `autoresearch prepare` again"
+            f"could not prepare {folder}: {error}; nothing half-written is left. Free space or "
+            f"mend the permissions of {home}, then run `autoresearch prepare` again"
         ) from error
     return open_dataset(settings, home)
 
@@ -224,7 +236,10 @@ def check_settings(settings: DataSettings) -> None:
     check_vocab_size(settings.vocab_size)
     for name in ("score_tokens", "holdout_tokens"):
         if (value := getattr(settings, name)) < settings.context:
-            raise UserError(f"data.{name} is {value}, expected at least one row, data.context = {settings.context}")
+            raise UserError(
+                f"data.{name} is {value}, expected at least one row, "
+                f"data.context = {settings.context}"
+            )
 
 
 def _build(settings: DataSettings, home: Path, name: str, report: Report, *, repair: bool) -> None:
@@ -237,7 +252,7 @@ def _build(settings: DataSettings, home: Path, name: str, report: Report, *, rep
         new_folder.mkdir(parents=True)
         holdout.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         new_holdout.mkdir(mode=0o700)
-        writer = _Writer(settings, tokenizer, new_folder, new_holdout / "holdout.bin")
+        writer = DatasetWriter(settings, tokenizer, new_folder, new_holdout / "holdout.bin")
         writer.write(corpus, name.rpartition("-")[2], report)
         _put(new_holdout, holdout)
         _put(new_folder, folder)
@@ -250,7 +265,7 @@ def _beside(folder: Path, ending: str) -> Path:
 
 
 def _put(new: Path, final: Path) -> None:
-    """Give `new` the name `final`; between the two renames there is nothing, which `prepare` mends."""
+    """Give `new` the name `final`; a crash between two renames leaves nothing, for `prepare`."""
     if final.exists():
         final.rename(_beside(final, "old"))
     new.rename(final)
@@ -267,175 +282,12 @@ def _kept_tokenizer(folder: Path) -> Tokenizer | None:
     try:
         manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
         tokenizer = Tokenizer.open(folder / "tokenizer.json")
-        return tokenizer if tokenizer.sha256 == manifest["files"]["tokenizer.json"]["sha256"] else None
+        return (
+            tokenizer if tokenizer.sha256 == manifest["files"]["tokenizer.json"]["sha256"] else None
+        )
     except (OSError, ValueError, KeyError, TypeError, DataError):
         return None
 
 
 def _learn(corpus: Corpus, settings: DataSettings, report: Report) -> Tokenizer:
-    def texts() -> Iterator[str]:
-        for text, done, total in _stream(corpus):
-            report("learn tokenizer", done, total)
-            yield text
-
-    return train_tokenizer(texts(), settings.vocab_size)
-
-
-def _stream(corpus: Corpus) -> Iterator[tuple[str, int, int]]:
-    """(document, bytes done, bytes in all) over the training shards."""
-    total = max(1, sum(shard.size_bytes for shard in corpus.train))
-    before = 0
-    for shard in corpus.train:
-        done = 0
-        for text in shard.read():
-            done = min(shard.size_bytes, done + len(text))  # compressed shards reach their end early
-            yield text, before + done, total
-        before += shard.size_bytes
-
-
-def row_order(num_rows: int) -> npt.NDArray[np.intp]:
-    """A shuffled order of rows that is the same for ever: by a mix of the row's number (splitmix64)."""
-    mixed = np.arange(1, num_rows + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
-    mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return np.argsort(mixed ^ (mixed >> np.uint64(31)), kind="stable")
-
-
-class _Writer:
-    """Writes the files of one dataset; `write` is called once."""
-
-    def __init__(self, settings: DataSettings, tokenizer: Tokenizer, folder: Path, holdout_path: Path) -> None:
-        self.settings = settings
-        self.tokenizer = tokenizer
-        self.folder = folder
-        self.holdout_path = holdout_path
-        self.byte_lengths = tokenizer.byte_lengths()
-
-    def write(self, corpus: Corpus, key: str, report: Report) -> None:
-        """Everything, the manifest last."""
-        write_atomic(self.folder / "tokenizer.json", self.tokenizer.text)
-        np.save(self.folder / "token_bytes.npy", self.byte_lengths)
-        np.save(self.folder / "token_bytes_decoded.npy", self.tokenizer.decoded_byte_lengths())
-        report("scoring rows", 0, 2)
-        splits = {
-            "validation": self._write_scored(
-                corpus.validation, self.settings.score_tokens, self.folder / "validation.bin", "score_tokens"
-            )
-        }
-        report("scoring rows", 1, 2)
-        splits["holdout"] = self._write_scored(
-            corpus.holdout, self.settings.holdout_tokens, self.holdout_path, "holdout_tokens"
-        )
-        self.holdout_path.chmod(0o600)
-        report("scoring rows", 2, 2)
-        splits["train"] = self._write_train(corpus, report)
-        manifest = {
-            "format": FORMAT,
-            "key": key,
-            "settings": asdict(self.settings),
-            "vocab_size": self.tokenizer.vocab_size,
-            "context": self.settings.context,
-            "bos": self.tokenizer.bos,
-            "splits": splits,
-            "files": {path.name: _entry(path) for path in sorted(self.folder.iterdir())},
-            "holdout": _entry(self.holdout_path),
-            "corpus": {"name": corpus.name, **corpus.origin, "sources": [asdict(source) for source in corpus.sources]},
-        }
-        manifest["digest"] = _digest(manifest)
-        write_atomic(self.folder / "manifest.json", json.dumps(manifest, indent=1, sort_keys=True) + "\n")
-
-    def _write_scored(self, documents: Sequence[str], wanted_tokens: int, path: Path, setting: str) -> dict[str, Any]:
-        """Pack scoring documents and write a fixed choice of their rows."""
-        context = self.settings.context
-        wanted_rows = wanted_tokens // context
-        pool_tokens = max(POOL_FACTOR * wanted_tokens, MIN_POOL_TOKENS)
-        pool: list[Tokens] = []
-        for batch in _batches(documents):
-            pool += self.tokenizer.encode_batch(batch)
-            if sum(map(len, pool)) >= pool_tokens:
-                break
-        packed = pack_rows(pool, context + 1, self.tokenizer.bos).rows
-        rows = packed[np.sort(row_order(len(packed))[:wanted_rows])]
-        if not len(rows):
-            raise DataError(
-                f"the scoring text has {sum(map(len, pool))} tokens, not enough for one row of data.context = "
-                f"{context}; lower data.context or add text (data.{setting} asks for {wanted_rows} rows)"
-            )
-        self._write_rows(rows[row_order(len(rows))], path)
-        return {
-            "documents": len(pool),
-            "wanted_rows": wanted_rows,
-            "rows": len(rows),
-            "is_short": len(rows) < wanted_rows,  # the corpus has no more: all its rows are scored
-            "scored_tokens": len(rows) * context,
-            "scored_bytes": int(self.byte_lengths[rows[:, 1:]].sum(dtype=np.int64)),
-        }
-
-    def _write_train(self, corpus: Corpus, report: Report) -> dict[str, Any]:
-        """Encode and pack the training text shard by shard; what is left over goes on into the next shard."""
-        scored = {digest(text) for text in (*corpus.validation, *corpus.holdout)}
-        counts = {"documents": 0, "copies_left_out": 0, "chars": 0, "bytes": 0, "tokens": 0, "rows": 0}
-        waiting: list[Tokens] = []
-        num_shards = num_waiting = 0
-
-        def texts() -> Iterator[str]:
-            for text, done, total in _stream(corpus):
-                report("tokenize", done, total)
-                if digest(text) in scored:
-                    counts["copies_left_out"] += 1
-                else:
-                    counts["documents"] += 1
-                    counts["chars"] += len(text)
-                    yield text
-
-        for batch in _batches(texts()):
-            for tokens in self.tokenizer.encode_batch(batch):
-                waiting.append(tokens)
-                num_waiting += len(tokens)
-                counts["tokens"] += len(tokens)
-                counts["bytes"] += int(self.byte_lengths[tokens].sum(dtype=np.int64))
-            if num_waiting >= SHARD_TOKENS:
-                waiting = self._write_shard(waiting, num_shards, counts)
-                num_waiting = sum(map(len, waiting))
-                num_shards += 1
-        if waiting:
-            waiting = self._write_shard(waiting, num_shards, counts)
-        if not counts["rows"]:
-            raise DataError(
-                f"the training text has {counts['tokens']} tokens, not enough for one row of data.context = "
-                f"{self.settings.context}; lower data.context or add text"
-            )
-        return {**counts, "left_over_tokens": sum(map(len, waiting))}
-
-    def _write_shard(self, documents: list[Tokens], number: int, counts: dict[str, int]) -> list[Tokens]:
-        packed = pack_rows(documents, self.settings.context + 1, self.tokenizer.bos)
-        if len(packed.rows):
-            self._write_rows(packed.rows[row_order(len(packed.rows))], self.folder / f"train_{number:05d}.bin")
-        counts["rows"] += len(packed.rows)
-        return list(packed.left_over)
-
-    def _write_rows(self, rows: Tokens, path: Path) -> None:
-        with path.open("wb") as file:
-            np.ascontiguousarray(rows, dtype="<u2").tofile(file)
-
-
-def _batches(texts: Iterable[str]) -> Iterator[list[str]]:
-    batch: list[str] = []
-    num_chars = 0
-    for text in texts:
-        batch.append(text)
-        num_chars += len(text)
-        if num_chars >= BATCH_CHARS:
-            yield batch
-            batch, num_chars = [], 0
-    if batch:
-        yield batch
-
-
-def _entry(path: Path) -> dict[str, Any]:
-    return {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
-
-
-def _digest(manifest: dict[str, Any]) -> str:
-    hashes = [f"{name} {entry['sha256']}\n" for name, entry in sorted(manifest["files"].items())]
-    return hashlib.sha256("".join([*hashes, manifest["holdout"]["sha256"]]).encode()).hexdigest()
+    return train_tokenizer(stream_train(corpus, "learn tokenizer", report), settings.vocab_size)

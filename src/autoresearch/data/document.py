@@ -1,8 +1,10 @@
-"""What a corpus is made of: documents (plain str), shards that stream them, and the choice of what is scored.
+"""What a corpus is made of: documents (plain str), shards that stream them, and the choice of what
+is scored.
 
-A document belongs to exactly one of three splits. Validation and holdout are chosen by a hash, never by position or by
-what happens to be on disk, so that the same text gives the same splits on every machine. An exact copy of a scoring
-document is left out of training (by the consumer, with `digest`).
+A document belongs to exactly one of three splits. Validation and holdout are chosen by a hash,
+never by position or by what happens to be on disk, so that the same text gives the same splits on
+every machine. An exact copy of a scoring document is left out of training (by the consumer, with
+`digest`).
 """
 
 from __future__ import annotations
@@ -15,9 +17,15 @@ from typing import Any
 # (stage, done, total): for a progress bar; done never goes back within a stage.
 Report = Callable[[str, int, int], None]
 
-SCORE_FRAC = 0.05  # of the documents, for validation and for holdout each, where a corpus does not say which
-MIN_POOL_CHARS = 20_000_000  # text kept for scoring where there is plenty; rows are drawn from all of it
-POOL_CHARS_PER_TOKEN = 10  # twice what is needed: a token of the usual vocabularies has 3 to 5 characters
+SCORE_FRAC = (
+    0.05  # of the documents, for validation and for holdout each, where a corpus does not say which
+)
+MIN_POOL_CHARS = (
+    20_000_000  # text kept for scoring where there is plenty; rows are drawn from all of it
+)
+POOL_CHARS_PER_TOKEN = (
+    10  # twice what is needed: a token of the usual vocabularies has 3 to 5 characters
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,7 +39,7 @@ class Source:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shard:
-    """A part of the training text. `read` starts over at every call; `size_bytes` is for progress only."""
+    """A part of the training text. `read` starts over at every call; the size is for progress."""
 
     name: str
     size_bytes: int
@@ -40,7 +48,7 @@ class Shard:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Corpus:
-    """Text in three splits, and where it came from (`origin`: plain JSON values for the manifest)."""
+    """Text in three splits, and where it came from (`origin`: JSON values for the manifest)."""
 
     name: str
     train: Sequence[Shard]
@@ -81,10 +89,14 @@ def take_chars(documents: Iterable[str], limit_chars: int) -> list[str]:
     return taken
 
 
-def score_thresholds(digests: Iterable[int], validation_frac: float, holdout_frac: float) -> tuple[int, int]:
-    """Two bounds (a, b): digests up to a are validation, above a and up to b holdout, the rest training.
+def score_thresholds(
+    digests: Iterable[int], validation_frac: float, holdout_frac: float
+) -> tuple[int, int]:
+    """Two bounds (a, b): digests up to a are validation, above a and up to b holdout, the rest
+    training.
 
-    Bounds are ranks, so that small corpora get at least one document in each split; a fraction of 0 gives none.
+    Bounds are ranks, so that small corpora get at least one document in each split; a fraction of 0
+    gives none.
     """
     ordered = sorted(set(digests))
     num_validation = max(1, round(validation_frac * len(ordered))) if validation_frac else 0

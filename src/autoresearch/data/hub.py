@@ -1,12 +1,14 @@
 """Corpora on the Hugging Face hub: parquet shards with a column `text`, checked byte for byte.
 
-The first visit asks the hub for the newest revision and the names, sizes and SHA-256 of its files, and writes that to
-listing.json beside the downloads; from then on this revision stays, and every file must match. A file under its final
-name is whole and checked; a part of one has the ending .partial, and the next visit goes on where it stops. HF_ENDPOINT
-names another hub. Nothing is fetched that is there already.
+The first visit asks the hub for the newest revision and the names, sizes and SHA-256 of its files,
+and writes that to listing.json beside the downloads; from then on this revision stays, and every
+file must match. A file under its final name is whole and checked; a part of one has the ending
+.partial, and the next visit goes on where it stops. HF_ENDPOINT names another hub. Nothing is
+fetched that is there already.
 
-The last shard is validation and the one before it the holdout, whatever else was downloaded. TinyStories has a
-validation file of its own, of which every second document (by hash) is the holdout.
+The last shard is validation and the one before it the holdout, whatever else was downloaded.
+TinyStories has a validation file of its own, of which every second document (by hash) is the
+holdout.
 """
 
 from __future__ import annotations
@@ -18,13 +20,24 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import BinaryIO, TypeVar
 
-from autoresearch.data.document import Corpus, Report, Shard, Source, clean, digest, pool_chars, take_chars
+from autoresearch.data.document import (
+    Corpus,
+    Report,
+    Shard,
+    Source,
+    clean,
+    digest,
+    pool_chars,
+    take_chars,
+)
 from autoresearch.data.textfiles import parquet_texts
 from autoresearch.system.files import sha256_file, write_atomic
 from autoresearch.values.config import DataSettings
 from autoresearch.values.errors import DataError
+
+Answer = TypeVar("Answer")
 
 REPAIR = "run `autoresearch prepare --repair`"
 
@@ -41,7 +54,9 @@ class HubCorpus:
 HUB_CORPORA = {
     "climbmix": HubCorpus(repo="karpathy/climbmix-400b-shuffle", prefix="shard_"),
     "fineweb-edu": HubCorpus(repo="HuggingFaceFW/fineweb-edu", prefix="sample/10BT/"),
-    "tinystories": HubCorpus(repo="roneneldan/TinyStories", prefix="data/", has_own_validation=True),
+    "tinystories": HubCorpus(
+        repo="roneneldan/TinyStories", prefix="data/", has_own_validation=True
+    ),
 }
 
 
@@ -59,7 +74,8 @@ def read_hub(settings: DataSettings, home: Path, report: Report, *, repair: bool
 
     Raises:
         UserError: pyarrow is missing.
-        DataError: the hub cannot be reached or lacks a file, a file is damaged, or the disk is full.
+        DataError: the hub cannot be reached or lacks a file, a file is damaged, or the disk is
+            full.
     """
     spec = HUB_CORPORA[settings.corpus]
     folder = home / "downloads" / settings.corpus
@@ -75,7 +91,11 @@ def read_hub(settings: DataSettings, home: Path, report: Report, *, repair: bool
     return Corpus(
         name=settings.corpus,
         train=[
-            Shard(name=shard.name, size_bytes=shard.size_bytes, read=partial(_texts, folder / shard.name))
+            Shard(
+                name=shard.name,
+                size_bytes=shard.size_bytes,
+                read=partial(_texts, folder / shard.name),
+            )
             for shard in train
         ],
         validation=take_chars(pools[0](), pool_chars(settings.score_tokens)),
@@ -86,20 +106,20 @@ def read_hub(settings: DataSettings, home: Path, report: Report, *, repair: bool
 
 
 def _roles(spec: HubCorpus, listing: Listing) -> Sequence[Source]:
-    """Training shards, then the holdout's shard, then validation's (the same one where the corpus brings its own)."""
+    """Training shards, then that of the holdout, then that of validation (maybe the same)."""
     shards = listing.shards
     if len(shards) < 2 + (not spec.has_own_validation):
-        raise DataError(f"{listing.repo} has {len(shards)} shards named {spec.prefix}*.parquet, too few to split")
+        raise DataError(
+            f"{listing.repo} has {len(shards)} shards named {spec.prefix}*.parquet, which is too "
+            "few to split; check HF_ENDPOINT"
+        )
     return [*shards[:-1], shards[-1], shards[-1]] if spec.has_own_validation else shards
 
 
 def _texts(path: Path, parity: int | None = None) -> Iterator[str]:
-    """The different documents of a shard; with a parity, those whose hash has it."""
-    seen: set[int] = set()
+    """The documents of a shard; with a parity, those whose hash has it."""
     for text in map(clean, parquet_texts(path)):
-        key = digest(text)
-        if text.strip() and key not in seen and (parity is None or key % 2 == parity):
-            seen.add(key)
+        if text.strip() and (parity is None or digest(text) % 2 == parity):
             yield text
 
 
@@ -119,7 +139,9 @@ def _listing(spec: HubCorpus, folder: Path, *, repair: bool) -> Listing:
     document = {
         "repo": listing.repo,
         "revision": listing.revision,
-        "shards": [{"name": s.name, "size_bytes": s.size_bytes, "sha256": s.sha256} for s in listing.shards],
+        "shards": [
+            {"name": s.name, "size_bytes": s.size_bytes, "sha256": s.sha256} for s in listing.shards
+        ],
     }
     write_atomic(path, json.dumps(document, indent=1) + "\n")
     return listing
@@ -134,14 +156,29 @@ def _ask_listing(spec: HubCorpus) -> Listing:
     folder = spec.prefix.rpartition("/")[0] or None
     shards = []
     for entry in api.list_repo_tree(spec.repo, folder, revision=revision, repo_type="dataset"):
-        if isinstance(entry, RepoFile) and entry.path.startswith(spec.prefix) and entry.path.endswith(".parquet"):
+        if (
+            isinstance(entry, RepoFile)
+            and entry.path.startswith(spec.prefix)
+            and entry.path.endswith(".parquet")
+        ):
             if entry.lfs is None:
-                raise DataError(f"the hub publishes no checksum of {spec.repo}/{entry.path}, so it cannot be trusted")
-            shards.append(Source(name=entry.path, size_bytes=entry.lfs.size, sha256=entry.lfs.sha256))
-    return Listing(repo=spec.repo, revision=revision, shards=tuple(sorted(shards, key=lambda shard: shard.name)))
+                raise DataError(
+                    f"the hub publishes no checksum of {spec.repo}/{entry.path}, which must have "
+                    "one; check HF_ENDPOINT"
+                )
+            shards.append(
+                Source(name=entry.path, size_bytes=entry.lfs.size, sha256=entry.lfs.sha256)
+            )
+    return Listing(
+        repo=spec.repo,
+        revision=revision,
+        shards=tuple(sorted(shards, key=lambda shard: shard.name)),
+    )
 
 
-def _fetch(listing: Listing, wanted: Sequence[Source], folder: Path, report: Report, *, repair: bool) -> None:
+def _fetch(
+    listing: Listing, wanted: Sequence[Source], folder: Path, report: Report, *, repair: bool
+) -> None:
     """Make every file of `wanted` be there, whole and right."""
     total = sum(shard.size_bytes for shard in wanted)
     missing = []
@@ -154,8 +191,11 @@ def _fetch(listing: Listing, wanted: Sequence[Source], folder: Path, report: Rep
         report("download", done, total)
     _check_space(folder, missing)
     for shard in missing:
-        done_before = done
-        _download(listing, shard, folder, lambda size, before=done_before: report("download", before + size, total))
+
+        def report_size(size_bytes: int, before: int = done) -> None:
+            report("download", before + size_bytes, total)
+
+        _download(listing, shard, folder, report_size)
         done += shard.size_bytes
         report("download", done, total)
 
@@ -177,7 +217,11 @@ def _problem(path: Path, shard: Source) -> str:
     if size_bytes != shard.size_bytes:
         return f"has {size_bytes} bytes, the hub says {shard.size_bytes}"
     sha256 = sha256_file(path)
-    return f"has sha256 {sha256[:12]}.., the hub says {shard.sha256[:12]}.." if sha256 != shard.sha256 else ""
+    return (
+        f"has sha256 {sha256[:12]}.., the hub says {shard.sha256[:12]}.."
+        if sha256 != shard.sha256
+        else ""
+    )
 
 
 def _check_space(folder: Path, missing: Sequence[Source]) -> None:
@@ -187,13 +231,16 @@ def _check_space(folder: Path, missing: Sequence[Source]) -> None:
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise DataError(
-            f"{len(missing)} shards need {needed / 1e9:.2f} GB more in {folder}, which has {free / 1e9:.2f} GB free; "
-            "free space, lower data.num_shards, or set AUTORESEARCH_HOME to another disk"
+            f"{len(missing)} shards need {needed / 1e9:.2f} GB more in {folder}, which has "
+            f"{free / 1e9:.2f} GB free; free space, lower data.num_shards, or set "
+            "AUTORESEARCH_HOME to another disk"
         )
 
 
-def _download(listing: Listing, shard: Source, folder: Path, report_size: Callable[[int], None]) -> None:
-    """Fetch one file into its .partial, going on where that stops, check it and give it its name."""
+def _download(
+    listing: Listing, shard: Source, folder: Path, report_size: Callable[[int], None]
+) -> None:
+    """Fetch a file into its .partial, going on where that stops, check it, give it its name."""
     path = folder / shard.name
     partial_path = folder / f"{shard.name}.partial"
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -205,47 +252,52 @@ def _download(listing: Listing, shard: Source, folder: Path, report_size: Callab
         os.fsync(file.fileno())
     if problem := _problem(partial_path, shard):
         partial_path.unlink()
-        raise DataError(f"{listing.repo}/{shard.name} as downloaded {problem}; {REPAIR} to fetch it again")
+        raise DataError(
+            f"{listing.repo}/{shard.name} as downloaded {problem}; {REPAIR} to fetch it again"
+        )
     partial_path.replace(path)
 
 
-def _stream(listing: Listing, shard: Source, file: Any, report_size: Callable[[int], None]) -> None:
-    from huggingface_hub import hf_hub_url
+def _stream(
+    listing: Listing, shard: Source, file: BinaryIO, report_size: Callable[[int], None]
+) -> None:
+    from huggingface_hub import hf_hub_url, utils
     from huggingface_hub.file_download import http_get
-    from huggingface_hub.utils import build_hf_headers
 
     url = hf_hub_url(
-        listing.repo, shard.name, repo_type="dataset", revision=listing.revision, endpoint=_endpoint()
+        listing.repo,
+        shard.name,
+        repo_type="dataset",
+        revision=listing.revision,
+        endpoint=_endpoint(),
     )
-    # Not hf_hub_download: it starts over after an interrupted process.
+    # Our own bar is drawn by whoever gave `report`.
+    utils.disable_progress_bars("huggingface_hub.http_get")  # type: ignore[attr-defined]
+    # Not hf_hub_download: after a killed process it starts over.
     http_get(
         url,
-        file,
+        _Watched(file, report_size),  # type: ignore[arg-type]  # all it uses of a file
         resume_size=file.tell(),
-        headers=build_hf_headers(),
+        headers=utils.build_hf_headers(),  # type: ignore[attr-defined]
         expected_size=shard.size_bytes,
-        tqdm_class=_bar_class(report_size),
     )
 
 
-def _bar_class(report_size: Callable[[int], None]) -> Any:
-    """A progress bar class for the hub's client that draws nothing and reports the bytes there are."""
-    from huggingface_hub.utils import tqdm
+class _Watched:
+    """A file that tells how long it is after every write."""
 
-    class Bar(tqdm):  # type: ignore[type-arg, misc]
-        def __init__(self, *args: Any, **options: Any) -> None:
-            self.size_bytes = int(options.get("initial") or 0)
-            super().__init__(*args, **{**options, "disable": True})
+    def __init__(self, file: BinaryIO, report_size: Callable[[int], None]) -> None:
+        self._file = file
+        self._report_size = report_size
+        self.seek, self.tell, self.truncate = file.seek, file.tell, file.truncate
 
-        def update(self, n: float | None = 1) -> bool | None:
-            self.size_bytes += int(n or 0)
-            report_size(self.size_bytes)
-            return None
-
-    return Bar
+    def write(self, data: bytes) -> int:
+        written = self._file.write(data)
+        self._report_size(self._file.tell())
+        return written
 
 
-def _reach(what: str, ask: Callable[[], Any]) -> Any:
+def _reach(what: str, ask: Callable[[], Answer]) -> Answer:
     """The hub's answer, its failures turned into errors that say what to do."""
     from huggingface_hub.errors import EntryNotFoundError, RepositoryNotFoundError
 
@@ -255,13 +307,14 @@ def _reach(what: str, ask: Callable[[], Any]) -> Any:
         raise
     except (EntryNotFoundError, RepositoryNotFoundError) as error:
         raise DataError(
-            f"{_endpoint() or 'the hub'} does not have {what} ({_first_line(error)}); check HF_ENDPOINT, or lower "
-            "data.num_shards"
+            f"{_endpoint() or 'the hub'} does not have {what} ({_first_line(error)}); check "
+            "HF_ENDPOINT, or lower data.num_shards"
         ) from error
     except Exception as error:  # the client's transport raises errors of several libraries
         raise DataError(
-            f"could not fetch {what} from {_endpoint() or 'the hub'}: {_first_line(error)}; what has come is kept. Mend "
-            "the connection or the disk, then run `autoresearch prepare` again to go on"
+            f"could not fetch {what} from {_endpoint() or 'the hub'}: {_first_line(error)}; what "
+            "has come is kept. Mend the connection or the disk, then run "
+            "`autoresearch prepare` again to go on"
         ) from error
 
 

@@ -1,10 +1,12 @@
-"""The corpus `files`: any folder of .txt, .md, .jsonl and .parquet, each optionally .gz or .zst (parquet has its own).
+"""The corpus `files`: any folder of .txt, .md, .jsonl and .parquet, each optionally .gz or .zst
+(parquet has its own).
 
-A text file is one document, a line {"text": ...} of .jsonl is one, a row of the column `text` of .parquet is one.
-Files are read in the order of their names. A file or folder whose name starts with `val` or `validation` (then
-nothing, or one of - _ . and anything) is the validation split whole; likewise `holdout`. Otherwise documents are
-chosen by the hash of their text. A folder with fewer than MIN_DOCUMENTS documents has its text files cut at the ends
-of paragraphs into about NUM_PIECES pieces, so that one big file can be split too.
+A text file is one document, a line {"text": ...} of .jsonl is one, a row of the column `text` of
+.parquet is one. Files are read in the order of their names. A file or folder whose name starts with
+`val` or `validation` (then nothing, or one of - _ . and anything) is the validation split whole;
+likewise `holdout`. Otherwise documents are chosen by the hash of their text. A folder with fewer
+than MIN_DOCUMENTS documents has its text files cut at the ends of paragraphs into about NUM_PIECES
+pieces, so that one big file can be split too.
 """
 
 from __future__ import annotations
@@ -53,9 +55,15 @@ def read_files(settings: DataSettings, report: Report) -> Corpus:
         DataError: a file is damaged or not text, or there are too few documents to split.
     """
     root = _root(settings)
-    files = [path for path in sorted(root.rglob("*")) if path.is_file() and _kind(path) and not _is_hidden(path, root)]
+    files = [
+        path
+        for path in sorted(root.rglob("*"))
+        if path.is_file() and _kind(path) and not _is_hidden(path, root)
+    ]
     if not files:
-        raise DataError(f"{root} has no file of the kinds {', '.join(KINDS)} (optionally {', '.join(PACKINGS)})")
+        raise DataError(
+            f"{root} has no file of the kinds {', '.join(KINDS)} (optionally {', '.join(PACKINGS)})"
+        )
     pinned: dict[str, list[Path]] = {"": [], "validation": [], "holdout": []}
     for path in files:
         pinned[_split_of(path.relative_to(root))].append(path)
@@ -67,17 +75,24 @@ def read_files(settings: DataSettings, report: Report) -> Corpus:
         train=[_shard(path, root, read, is_train) for path in pinned[""]],
         validation=validation,
         holdout=holdout,
-        sources=[Source(name=path.relative_to(root).as_posix(), size_bytes=path.stat().st_size) for path in files],
+        sources=[
+            Source(name=path.relative_to(root).as_posix(), size_bytes=path.stat().st_size)
+            for path in files
+        ],
         origin={"path": str(root), "piece_chars": piece_chars},
     )
 
 
 def _root(settings: DataSettings) -> Path:
     if not settings.path:
-        raise UserError("data.corpus is 'files' but data.path is empty; set data.path to a folder of text files")
+        raise UserError(
+            "data.corpus is 'files' but data.path is empty; set data.path to a folder of text files"
+        )
     root = Path(settings.path).expanduser().absolute()
     if not root.is_dir():
-        raise UserError(f"data.path is {settings.path!r}, which is no folder; set it to a folder of text files")
+        raise UserError(
+            f"data.path is {settings.path!r}, which is no folder; set it to a folder of text files"
+        )
     return root
 
 
@@ -110,7 +125,10 @@ def _piece_chars(files: list[Path]) -> int:
 
 
 def _choose(
-    pinned: dict[str, list[Path]], read: Callable[[Path], Iterator[str]], settings: DataSettings, report: Report
+    pinned: dict[str, list[Path]],
+    read: Callable[[Path], Iterator[str]],
+    settings: DataSettings,
+    report: Report,
 ) -> tuple[list[str], list[str], Callable[[str], bool]]:
     """Validation documents, holdout documents, and the test for training documents."""
     digests = array("Q")
@@ -121,7 +139,10 @@ def _choose(
         digests.extend(digest(text) for text in read(path))
         done_bytes += path.stat().st_size
     report("read", total_bytes, total_bytes)
-    frac = min(SCORE_FRAC, pool_chars(max(settings.score_tokens, settings.holdout_tokens)) / max(1, total_bytes))
+    frac = min(
+        SCORE_FRAC,
+        pool_chars(max(settings.score_tokens, settings.holdout_tokens)) / max(1, total_bytes),
+    )
     fracs = (0.0 if pinned["validation"] else frac, 0.0 if pinned["holdout"] else frac)
     validation_bound, holdout_bound = score_thresholds(digests, *fracs)
     chosen: dict[str, dict[int, str]] = {"validation": {}, "holdout": {}}
@@ -134,10 +155,14 @@ def _choose(
                     chosen[place].setdefault(key, text)
     for key in chosen["validation"]:
         chosen["holdout"].pop(key, None)
-    if not chosen["validation"] or not chosen["holdout"] or all(key <= holdout_bound for key in digests):
+    if (
+        not chosen["validation"]
+        or not chosen["holdout"]
+        or all(key <= holdout_bound for key in digests)
+    ):
         raise DataError(
-            f"{settings.path} has {len(set(digests))} different training documents, which is too few to split into "
-            "training, validation and holdout; add text"
+            f"{settings.path} has {len(set(digests))} different documents to share out, which is "
+            "too few for training, validation and holdout; add text"
         )
     validation = take_chars(chosen["validation"].values(), pool_chars(settings.score_tokens))
     holdout = take_chars(chosen["holdout"].values(), pool_chars(settings.holdout_tokens))
@@ -148,7 +173,9 @@ def _shard(
     path: Path, root: Path, read: Callable[[Path], Iterator[str]], is_train: Callable[[str], bool]
 ) -> Shard:
     name = path.relative_to(root).as_posix()
-    return Shard(name=name, size_bytes=path.stat().st_size, read=lambda: filter(is_train, read(path)))
+    return Shard(
+        name=name, size_bytes=path.stat().st_size, read=lambda: filter(is_train, read(path))
+    )
 
 
 def _documents(path: Path, piece_chars: int = 0) -> Iterator[str]:
@@ -175,7 +202,9 @@ def parquet_texts(path: Path) -> Iterator[str]:
         import pyarrow as pa
         import pyarrow.parquet as pq
     except ImportError as error:
-        raise UserError(f"{path} needs pyarrow, which is not installed: run `pip install pyarrow`") from error
+        raise UserError(
+            f"{path} needs pyarrow, which is not installed: run `pip install pyarrow`"
+        ) from error
     try:
         with pq.ParquetFile(path) as file:
             for batch in file.iter_batches(batch_size=1024, columns=["text"]):
@@ -193,9 +222,14 @@ def _jsonl_texts(path: Path) -> Iterator[str]:
         try:
             record: Any = json.loads(line)
         except ValueError as error:
-            raise DataError(f"{path}, line {number} is not JSON ({error}); mend or remove the line") from error
+            raise DataError(
+                f"{path}, line {number} is not JSON ({error}); mend or remove the line"
+            ) from error
         if not isinstance(record, dict) or not isinstance(record.get("text"), str):
-            raise DataError(f'{path}, line {number} is {line[:60]!r}, expected an object {{"text": "..."}}; mend it')
+            raise DataError(
+                f"{path}, line {number} is {line[:60]!r}, expected an object "
+                '{"text": "..."}; mend the line'
+            )
         yield record["text"]
 
 
@@ -213,12 +247,13 @@ def _decode(data: bytes, path: Path) -> str:
         return data.decode()
     except UnicodeDecodeError as error:
         raise DataError(
-            f"{path} is not UTF-8 at byte {error.start}; convert it, for example with `iconv -t UTF-8`, or remove it"
+            f"{path} is not UTF-8 at byte {error.start}; convert it, for example with "
+            "`iconv -t UTF-8`, or remove it"
         ) from error
 
 
 def _pieces(text: str, piece_chars: int) -> Iterator[str]:
-    """Parts of about `piece_chars`, each ending at the end of a paragraph, or of a line where paragraphs are long."""
+    """Parts of about `piece_chars`, cut where a paragraph ends, or a line, or anywhere."""
     start = 0
     while start < len(text):
         end = start + piece_chars
@@ -248,7 +283,9 @@ def _zstd_chunks(path: Path) -> Iterator[bytes]:
     try:
         import zstandard
     except ImportError as error:
-        raise UserError(f"{path} needs zstandard, which is not installed: run `pip install zstandard`") from error
+        raise UserError(
+            f"{path} needs zstandard, which is not installed: run `pip install zstandard`"
+        ) from error
     unpacker = zstandard.ZstdDecompressor().decompressobj()
     is_whole = True
     with path.open("rb") as file:

@@ -1,12 +1,15 @@
-"""Byte-level BPE: trained once for a dataset, stored as tokenizer.json, and the byte length of each token.
+"""Byte-level BPE: trained once for a dataset, stored as tokenizer.json, and the byte length of each
+token.
 
-Every text has exactly one encoding, and the raw bytes of its tokens are its UTF-8 bytes: no normalisation, nothing
-unknown. The special tokens are the last NUM_SPECIAL ids. They are in the vocabulary but no merge makes them and no
-added-token rule finds them, so text that says "<|bos|>" is encoded as these seven characters.
+Every text has exactly one encoding, and the raw bytes of its tokens are its UTF-8 bytes: no
+normalisation, nothing unknown. The special tokens are the last NUM_SPECIAL ids. They are in the
+vocabulary but no merge makes them and no added-token rule finds them, so text that says "<|bos|>"
+is encoded as these seven characters.
 
-Two tables of byte lengths: the true one, from the raw bytes of each token; and the decoded one, in which a token that
-is not valid UTF-8 by itself is first decoded with replacement characters, as the reference implementation does. The
-second exists only so that scores can be compared with published ones. Special tokens count zero in both.
+Two tables of byte lengths: the true one, from the raw bytes of each token; and the decoded one, in
+which a token that is not valid UTF-8 by itself is first decoded with replacement characters, as the
+reference implementation does. The second exists only so that scores can be compared with published
+ones. Special tokens count zero in both.
 """
 
 from __future__ import annotations
@@ -33,9 +36,9 @@ MAX_VOCAB_SIZE = 32_768  # rows travel as int16 bits
 MAX_TRAIN_CHARS = 250_000_000
 MAX_DOCUMENT_CHARS = 10_000  # of a document, for training the tokenizer only
 
-# What is never merged across: contractions; a word with at most one other character in front; one or two digits;
-# punctuation with a space in front and line ends behind; a line end with the blanks before it; blanks but for the last
-# before a word; blanks.
+# What is never merged across: contractions; a word with at most one other character in front; one
+# or two digits; punctuation with a space in front and line ends behind; a line end with the blanks
+# before it; blanks but for the last before a word; blanks.
 SPLIT_PATTERN = "|".join(
     [
         r"'(?i:s|d|m|t|ll|ve|re)",
@@ -70,7 +73,10 @@ class Tokenizer:
         self.vocab_size: int = self._backend.get_vocab_size()
         self.bos = self.vocab_size - NUM_SPECIAL
         if self._backend.id_to_token(self.bos) != SPECIAL_TOKENS[0]:
-            raise DataError(f"{origin} has no {SPECIAL_TOKENS[0]} at {self.bos}; run `autoresearch prepare --repair`")
+            raise DataError(
+                f"{origin} has no {SPECIAL_TOKENS[0]} at {self.bos}; "
+                "run `autoresearch prepare --repair`"
+            )
 
     @classmethod
     def open(cls, path: Path) -> Tokenizer:
@@ -78,7 +84,9 @@ class Tokenizer:
         try:
             return cls(path.read_text(encoding="utf-8"), str(path))
         except (OSError, UnicodeDecodeError) as error:
-            raise DataError(f"{path} cannot be read ({error}); run `autoresearch prepare --repair`") from error
+            raise DataError(
+                f"{path} cannot be read ({error}); run `autoresearch prepare --repair`"
+            ) from error
 
     @property
     def sha256(self) -> str:
@@ -95,7 +103,7 @@ class Tokenizer:
         return self.encode_batch([text])[0]
 
     def decode(self, tokens: Iterable[int]) -> str:
-        """The text of `tokens`; special tokens give nothing, broken UTF-8 gives replacement characters."""
+        """The text of `tokens`; special tokens give nothing, broken UTF-8 gives U+FFFD."""
         raw = self.token_bytes()
         return b"".join(raw[int(token)] for token in tokens).decode("utf-8", "replace")
 
@@ -103,7 +111,9 @@ class Tokenizer:
         """The raw bytes of every token by id; empty for special tokens."""
         alphabet = {character: byte for byte, character in _byte_alphabet().items()}
         names: list[Any] = [self._backend.id_to_token(token) for token in range(self.bos)]
-        return [bytes(alphabet[character] for character in name) for name in names] + [b""] * NUM_SPECIAL
+        return [bytes(alphabet[character] for character in name) for name in names] + [
+            b""
+        ] * NUM_SPECIAL
 
     def byte_lengths(self) -> npt.NDArray[np.uint16]:
         """True bytes of each token, (V,)."""
@@ -116,7 +126,8 @@ class Tokenizer:
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
-    """Learn `vocab_size` tokens, special ones included, from the front of `texts`. The same texts give the same result.
+    """Learn `vocab_size` tokens, special ones included, from the front of `texts`. The same texts
+    give the same result.
 
     Raises:
         UserError: the vocabulary is impossible, or the text is too poor for it.
@@ -128,8 +139,8 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     backend = Backend(models.BPE())
     splitter = pre_tokenizers.Split(Regex(SPLIT_PATTERN), behavior="isolated")
     to_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    backend.pre_tokenizer = pre_tokenizers.Sequence([splitter, to_bytes])  # type: ignore[assignment]
-    backend.decoder = decoders.ByteLevel()  # type: ignore[assignment]
+    backend.pre_tokenizer = pre_tokenizers.Sequence([splitter, to_bytes])
+    backend.decoder = decoders.ByteLevel()
     num_learned = vocab_size - NUM_SPECIAL
     trainer = trainers.BpeTrainer(
         vocab_size=num_learned,
@@ -140,8 +151,8 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     backend.train_from_iterator(_training_texts(texts), trainer)
     if backend.get_vocab_size() != num_learned:
         raise UserError(
-            f"the training text gives only {backend.get_vocab_size() + NUM_SPECIAL} different tokens, data.vocab_size "
-            f"is {vocab_size}; lower it or add text"
+            f"the training text gives only {backend.get_vocab_size() + NUM_SPECIAL} different "
+            f"tokens, data.vocab_size is {vocab_size}; lower it or add text"
         )
     return Tokenizer(_with_special_tokens(backend.to_str(), num_learned))
 
@@ -175,10 +186,14 @@ def _with_special_tokens(text: str, first_id: int) -> str:
 
 
 def _byte_alphabet() -> dict[int, str]:
-    """The printable character that stands for each byte in a byte-level vocabulary (the convention of GPT-2).
+    """The printable character that stands for each byte in a byte-level vocabulary (the convention
+    of GPT-2).
 
-    Bytes that print in Latin-1 stand for themselves; the others, in order, for the characters from U+0100 on.
+    Bytes that print in Latin-1 stand for themselves; the others, in order, for the characters from
+    U+0100 on.
     """
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in set(printable)]
-    return {byte: chr(byte) for byte in printable} | {byte: chr(0x100 + i) for i, byte in enumerate(others)}
+    return {byte: chr(byte) for byte in printable} | {
+        byte: chr(0x100 + i) for i, byte in enumerate(others)
+    }

@@ -39,7 +39,11 @@ class RunSpec:
 
 @dataclass(slots=True, kw_only=True)
 class Host:
-    """One device with everything that a run on it needs."""
+    """One device with everything that a run on it needs.
+
+    `inside` is the package whose `candidate` and `presenter` are started, and `inside_path` a folder that it is imported
+    from besides the usual ones: tests have stubs there that do without torch.
+    """
 
     config: Config
     dataset: Dataset
@@ -47,6 +51,8 @@ class Host:
     device: str
     clock: Clock
     cache: CompileCache
+    inside: str = "autoresearch.inside"
+    inside_path: Path | None = None
     _shards: list[SharedBuffer] = field(default_factory=list)
 
     def load_shards(self) -> None:
@@ -93,8 +99,10 @@ class Host:
             "FLASH_ATTENTION_CUTE_DSL_CACHE_DIR": f"{cache}/flash",
             "USER": "candidate",
         }
+        if self.inside_path is not None:
+            env["INSIDE_PATH"] = self.sandbox.inside(walls, self.inside_path)
         cap_bytes = self.config.artifacts.stdout_cap_kb << 10 if role == "candidate" else 0
-        return open_inside(role, self.sandbox, walls, env=env, output_cap_bytes=cap_bytes)
+        return open_inside(f"{self.inside}.{role}", self.sandbox, walls, env=env, output_cap_bytes=cap_bytes)
 
     def settings(self, spec: RunSpec) -> dict[str, Any]:
         """What the untrusted side is told: shapes, device, budget, seed."""
@@ -112,8 +120,11 @@ class Host:
         }
 
     def _walls(self, spec: RunSpec, cache_folder: Path) -> Walls:
+        readable = {spec.train_path: "/trial/train.py"}
+        if self.inside_path is not None:
+            readable[self.inside_path] = "/inside"
         return Walls(
-            readable={spec.train_path: "/trial/train.py"},
+            readable=readable,
             writable={cache_folder: "/cache"},
             hidden=hidden_folders(runtime_folders()),
             device_nodes=device_nodes(self.device),

@@ -70,16 +70,18 @@ class Peer:
 
 
 def open_inside(
-    role: str, sandbox: Sandbox, walls: Walls, *, env: dict[str, str], output_cap_bytes: int
+    module: str, sandbox: Sandbox, walls: Walls, *, env: dict[str, str], output_cap_bytes: int
 ) -> Peer:
-    """Start `candidate` or `presenter` behind `walls`."""
+    """Start the module of a candidate or presenter behind `walls`."""
+    role = module.rpartition(".")[2]
     ours, theirs = Channel.pair()
-    argv = [sys.executable, "-P", "-m", f"autoresearch.inside.{role}", str(theirs.fileno())]
+    argv = [sys.executable, "-P", "-m", module, str(theirs.fileno())]
+    extra = env.pop("INSIDE_PATH", "")
     try:
         tree = sandbox.spawn(
             argv,
             walls,
-            env={**_python_env(), **env},
+            env={**_python_env(extra), **env},
             pass_fds=[theirs.fileno()],
             output_cap_bytes=output_cap_bytes,
         )
@@ -104,13 +106,13 @@ def open_scorer(env: dict[str, str]) -> Peer:
     return Peer("scorer", tree, ours)
 
 
-def _python_env() -> dict[str, str]:
+def _python_env(extra: str = "") -> dict[str, str]:
     package_parent = str(Path(autoresearch.__file__).resolve().parents[1])
     others = [p for p in os.environ.get("PYTHONPATH", "").split(os.pathsep) if p and p != package_parent]
     kept = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
     return {
         **kept,
-        "PYTHONPATH": os.pathsep.join([package_parent, *others]),
+        "PYTHONPATH": os.pathsep.join([package_parent, *others, *([extra] if extra else [])]),
         "PYTHONUNBUFFERED": "1",
         "PYTHONDONTWRITEBYTECODE": "1",
     }

@@ -10,28 +10,23 @@ neighbours in the order of both arms' runs and started at most `max_gap_s` apart
 mean over pairs. A champion run serves the trials on both its sides. The replicate never uses a
 champion run that the screen used: a weak one would let a candidate through twice.
 
-Noise: unpaired, the pooled standard deviation within commits of fresh runs. Paired, the root mean
-square of differences between successive fresh runs of one commit, which is the deviation of one
-pair; slow drift cancels. n successive differences overlap, so they are worth
-2 n^2 / (3 n - 1) degrees of freedom (exact for Gaussian noise without drift).
-
-Nothing that was selected on enters a mean or the noise. With fewer than five degrees of freedom no
-reason uses a statistical word.
+noise.py measures sigma. Nothing that was selected on enters a mean or the noise. With fewer than
+five degrees of freedom no reason uses a statistical word.
 """
 
 from __future__ import annotations
 
-import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal
 
 from autoresearch.search.history import FRESH, History
+from autoresearch.search.noise import Noise, agrees, default_gap_s, has_score, score_of
 from autoresearch.values.config import JudgeSettings
 from autoresearch.values.records import Decision, Measurement, Outcome, Purpose, Verdict
 
-_GAP_RUNS = 2.5  # runs of one length between two starts that still count as next to each other
 _MIN_FREEDOM = 5  # degrees of freedom from which a sigma may be spoken of
 _SIMPLIFICATION_RUNS = 3
 _RETRIES = 2  # candidate runs without a champion run near them before the nearest one must do
@@ -44,22 +39,8 @@ _FAILURES = {  # the gravest first
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Noise:
-    """How much equal runs differ: `sigma_bpb` of one run, or of one pair where `is_paired`."""
-
-    sigma_bpb: float
-    degrees_of_freedom: int
-    is_paired: bool = False
-
-    @property
-    def run_sigma_bpb(self) -> float:
-        """The deviation of a single run."""
-        return self.sigma_bpb / math.sqrt(2) if self.is_paired else self.sigma_bpb
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Need:
-    """The run that is wanted next, and why; `wants_audit` asks for the full audit whatever it scores."""
+    """The run that is wanted next; `wants_audit` asks for the full audit whatever it scores."""
 
     who: Literal["candidate", "champion"]
     purpose: Purpose
@@ -119,9 +100,9 @@ def next_step(
     if failure:
         return failure
     is_greedy = settings.policy == "greedy"
-    champion = [r for r in champion_runs if _has_score(r) and (is_greedy or r.purpose in FRESH)]
+    champion = [r for r in champion_runs if has_score(r) and (is_greedy or r.purpose in FRESH)]
     wanted = (Purpose.SCREEN, Purpose.REPLICATE)
-    candidate = [r for r in candidate_runs if _has_score(r) and r.purpose in wanted]
+    candidate = [r for r in candidate_runs if has_score(r) and r.purpose in wanted]
     if max_gap_s is None:
         max_gap_s = default_gap_s([*champion, *candidate])
     case = _Case(
@@ -149,7 +130,7 @@ def next_champion_run_due(
 
     In paired mode only calibration is: candidates ask for the champion runs that they need.
     """
-    fresh = [run for run in history.runs_of(history.champion) if _has_score(run)]
+    fresh = [run for run in history.runs_of(history.champion) if has_score(run)]
     num_calibrated = sum(run.purpose is Purpose.CALIBRATE for run in fresh)
     if history.champion == history.baseline and num_calibrated < settings.calibration_runs:
         why = f"calibration run {num_calibrated + 1} of {settings.calibration_runs}"
@@ -169,74 +150,6 @@ def next_champion_run_due(
     return Need(who="champion", purpose=Purpose.CHAMPION, why=why) if why else None
 
 
-def measure_noise(
-    history: History, is_paired: bool = False, max_gap_s: float | None = None
-) -> Noise:
-    """How much fresh runs of one commit differ; see the top of this module for the estimators.
-
-    Successive runs count up to twice `max_gap_s` apart, the most that lies between two champion
-    runs with a candidate between them. Zero degrees of freedom: not known yet.
-    """
-    groups: dict[str, list[Measurement]] = {}
-    for run in history.runs:
-        if run.purpose in FRESH and _has_score(run):
-            groups.setdefault(run.commit, []).append(run)
-    if not is_paired:
-        scores = [[_score(run) for run in group] for group in groups.values()]
-        squares = sum((x - statistics.fmean(xs)) ** 2 for xs in scores for x in xs)
-        freedom = sum(len(xs) - 1 for xs in scores)
-        sigma = math.sqrt(squares / freedom) if freedom else 0.0
-        return Noise(sigma_bpb=sigma, degrees_of_freedom=freedom)
-    gap = default_gap_s(history.runs) if max_gap_s is None else max_gap_s
-    differences = [
-        _score(late) - _score(early)
-        for group in groups.values()
-        for early, late in zip(group, group[1:], strict=False)
-        if abs(late.at - early.at) <= 2 * gap
-    ]
-    num = len(differences)
-    if not num:
-        return Noise(sigma_bpb=0.0, degrees_of_freedom=0, is_paired=True)
-    sigma = math.sqrt(statistics.fmean(d * d for d in differences))
-    freedom = int(2 * num * num / (3 * num - 1))
-    return Noise(sigma_bpb=sigma, degrees_of_freedom=freedom, is_paired=True)
-
-
-def should_pair(settings: JudgeSettings, device: str, history: History) -> bool:
-    """True where candidates are compared with champion runs next in time.
-
-    `auto`: on CPU and MPS, which share the machine, and wherever drift shows.
-    """
-    if settings.pairing != "auto":
-        return settings.pairing == "on"
-    return not device.startswith("cuda") or shows_drift(history)
-
-
-def shows_drift(history: History) -> bool:
-    """True when fresh runs of a commit wander: successive ones are closer than chance makes them.
-
-    Von Neumann's ratio of the mean square successive difference to the variance, on the level of
-    about 1 %; a commit with fewer than eight fresh runs says nothing.
-    """
-    for commit in {run.commit for run in history.runs}:
-        scores = [_score(run) for run in history.runs_of(commit) if _has_score(run)]
-        num = len(scores)
-        if num < 8:
-            continue
-        middle = statistics.fmean(scores)
-        squares = sum((x - middle) ** 2 for x in scores)
-        steps = sum((b - a) ** 2 for a, b in zip(scores, scores[1:], strict=False))
-        if squares and steps / squares < 2 - 2.33 * math.sqrt(4 * (num - 2) / (num * num - 1)):
-            return True
-    return False
-
-
-def default_gap_s(runs: Sequence[Measurement]) -> float:
-    """2.5 runs of median length: the longest gap between two starts that counts as a pair."""
-    lengths = [run.total_s for run in runs if _has_score(run) and run.total_s > 0]
-    return _GAP_RUNS * statistics.median(lengths) if lengths else math.inf
-
-
 def estimate_gain(champion_scores: Sequence[float], candidate_scores: Sequence[float]) -> float:
     """How much lower the candidate scores on average; swapping the arms changes the sign."""
     return statistics.fmean(champion_scores) - statistics.fmean(candidate_scores)
@@ -249,7 +162,7 @@ def find_pairs(
     ids = {run.run_id for run in champion_runs}
     order = sorted([*champion_runs, *candidate_runs], key=lambda run: run.run_id)
     pairs = []
-    for first, second in zip(order, order[1:], strict=False):
+    for first, second in pairwise(order):
         if (first.run_id in ids) == (second.run_id in ids):
             continue
         if abs(second.at - first.at) <= max_gap_s:
@@ -258,7 +171,7 @@ def find_pairs(
 
 
 def is_implausible(settings: JudgeSettings, candidate_bpb: float, champion_bpb: float) -> str:
-    """Why a score is too good to be believed at once, or ""; such a run is repeated with the audit."""
+    """Why a score is too good to be believed at once, or ""; such a run is repeated, audited."""
     if candidate_bpb < settings.floor_bpb:
         return f"val_bpb {candidate_bpb:.4f} is under the floor of {settings.floor_bpb:g}"
     gain_frac = (champion_bpb - candidate_bpb) / champion_bpb
@@ -268,11 +181,6 @@ def is_implausible(settings: JudgeSettings, candidate_bpb: float, champion_bpb: 
             f"is more than the {settings.implausible_gain_frac:.0%} that is believed at once"
         )
     return ""
-
-
-def agrees(noise: Noise, first_bpb: float, second_bpb: float) -> bool:
-    """True when two runs of one commit differ by at most three sigma of such a difference."""
-    return abs(first_bpb - second_bpb) <= 3 * math.sqrt(2) * noise.run_sigma_bpb
 
 
 def simplification_cost(history: History, after_trial_id: int = 0) -> float:
@@ -292,17 +200,9 @@ def champion_trouble(history: History) -> str:
     ignored = (Outcome.DISTURBED, Outcome.INTERRUPTED)
     runs = [r for r in history.runs_of(history.champion) if r.outcome not in ignored]
     last = runs[-_BAD_CHAMPION_RUNS:]
-    if len(last) < _BAD_CHAMPION_RUNS or any(_has_score(run) for run in last):
+    if len(last) < _BAD_CHAMPION_RUNS or any(has_score(run) for run in last):
         return ""
     return f"the champion's last {len(last)} runs gave no score; the last: {last[-1].reason}"
-
-
-def _score(run: Measurement) -> float:
-    return run.val_bpb if run.val_bpb is not None else math.nan
-
-
-def _has_score(run: Measurement) -> bool:
-    return run.is_scored and math.isfinite(_score(run))
 
 
 def _judge_failure(runs: Sequence[Measurement]) -> Decision | None:
@@ -310,7 +210,7 @@ def _judge_failure(runs: Sequence[Measurement]) -> Decision | None:
     for outcome, verdict in _FAILURES.items():
         for run in sorted(runs, key=lambda run: run.run_id):
             is_nan = outcome is Outcome.CRASH and run.outcome is Outcome.SCORED
-            if is_nan and not _has_score(run):
+            if is_nan and not has_score(run):
                 return Decision(verdict=verdict, reason="the score is not a finite number")
             if run.outcome is outcome:
                 where = " (in a repeated run)" if run.purpose is Purpose.REPLICATE else ""
@@ -324,12 +224,12 @@ def _judge_greedy(case: _Case, is_simplification: bool) -> Need | Decision:
         return Need(who="champion", purpose=Purpose.CHAMPION, why="the champion has no score yet")
     if not case.candidate:
         return Need(who="candidate", purpose=Purpose.SCREEN, why="one run decides")
-    best = min(_score(run) for run in case.champion)
-    first = _score(case.candidate[0])
+    best = min(score_of(run) for run in case.champion)
+    first = score_of(case.candidate[0])
     too_good = is_implausible(case.settings, first, best)
     if too_good and len(case.candidate) == 1:
         return _repeat(too_good)
-    score = _score(case.candidate[-1]) if too_good else first
+    score = score_of(case.candidate[-1]) if too_good else first
     if too_good and not agrees(case.noise, first, score):
         return _disagreement(too_good, first, score)
     gain = best - score
@@ -395,7 +295,7 @@ def _judge_simplification(case: _Case, spent_bpb: float) -> Need | Decision:
     elif spent_bpb + loss > sigma:
         reason += f", and simplifications may cost {sigma:.4f} together; discarded"
     elif is_implausible(case.settings, result.candidate, result.champion) and not all(
-        agrees(case.noise, _score(a), _score(b)) for a in runs for b in runs
+        agrees(case.noise, score_of(a), score_of(b)) for a in runs for b in runs
     ):
         reason += ", which is too good for runs that differ so much; discarded"
     else:
@@ -411,7 +311,7 @@ def _compare(
     if not case.is_paired:
         if not case.champion:
             return _want("champion", Purpose.CHAMPION, "the champion has no fresh run yet")
-        return _summarise(case.champion, runs, len(case.champion)) if len(runs) >= num else missing
+        return _summarise(case.champion, runs) if len(runs) >= num else missing
     ids = {run.run_id for run in runs}
     pairs = [
         (a, b)
@@ -429,3 +329,76 @@ def _compare(
             why = "there is no champion run to compare with"
             return _want("champion", Purpose.CHAMPION, why)
     return _summarise([a for a, _ in pairs], [b for _, b in pairs])
+
+
+def _can_pair_now(
+    case: _Case, last: Measurement, pairs: list[tuple[Measurement, Measurement]]
+) -> bool:
+    """True when a champion run made now would be a neighbour of the candidate's last run."""
+    later = [r for r in (*case.champion, *case.candidate) if r.run_id > last.run_id]
+    is_paired_already = any(b.run_id == last.run_id for _, b in pairs)
+    is_recent = case.now is None or case.now - last.at <= case.max_gap_s
+    return not later and not is_paired_already and is_recent
+
+
+def _nearest_pairs(
+    case: _Case, runs: list[Measurement], excluded: frozenset[int]
+) -> list[tuple[Measurement, Measurement]]:
+    """Each candidate run with the champion run nearest in order: the clock was of no help."""
+    allowed = [run for run in case.champion if run.run_id not in excluded]
+    if not allowed:
+        return []
+    return [(min(allowed, key=lambda a: abs(a.run_id - b.run_id)), b) for b in runs]
+
+
+def _summarise(champion: Sequence[Measurement], candidate: Sequence[Measurement]) -> _Comparison:
+    ours, theirs = [score_of(run) for run in champion], [score_of(run) for run in candidate]
+    return _Comparison(
+        gain=estimate_gain(ours, theirs),
+        candidate=statistics.fmean(theirs),
+        champion=statistics.fmean(ours),
+        used=frozenset(run.run_id for run in champion),
+    )
+
+
+_PAST = {Verdict.KEEP: "kept", Verdict.DISCARD: "discarded"}
+
+
+def _want(who: Literal["candidate", "champion"], purpose: Purpose, why: str) -> Need:
+    return Need(who=who, purpose=purpose, why=why)
+
+
+def _repeat(why: str) -> Need:
+    return Need(
+        who="candidate", purpose=Purpose.REPLICATE, why=f"{why}: run again", wants_audit=True
+    )
+
+
+def _decide(case: _Case, verdict: Verdict, reason: str, bpb: float, gain: float) -> Decision:
+    sigma = case.noise.sigma_bpb if case.noise.degrees_of_freedom else None
+    return Decision(verdict=verdict, reason=reason, val_bpb=bpb, gain_bpb=gain, sigma_bpb=sigma)
+
+
+def _disagreement(why: str, first: float, second: float) -> Decision:
+    reason = f"{why}, and a second run gave {second:.4f} instead of {first:.4f}; discarded"
+    return Decision(verdict=Verdict.DISCARD, reason=reason)
+
+
+def _arm(comparison: _Comparison) -> str:
+    num = len(comparison.used)
+    return f"the champion's {comparison.champion:.4f} ({num} run{'s' if num > 1 else ''})"
+
+
+def _amount(noise: Noise, gain: float) -> str:
+    """A difference, in sigma too where that is known well enough."""
+    text = f"{abs(gain):.4f}"
+    if noise.degrees_of_freedom < _MIN_FREEDOM or not noise.sigma_bpb:
+        return text
+    return f"{text} ({abs(gain) / noise.sigma_bpb:.1f} sigma)"
+
+
+def _versus(noise: Noise, gain: float, against: str) -> str:
+    if gain == 0:
+        return f"equals {against}"
+    word = "beats" if gain > 0 else "is worse than"
+    return f"{word} {against} by {_amount(noise, gain)}"

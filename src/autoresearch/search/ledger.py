@@ -45,7 +45,7 @@ from autoresearch.values.records import Decision, Measurement, Proposal, to_json
 __all__ = ["Event", "History", "Ledger"]
 
 _GENESIS = "0" * 64
-_WAIT_S = 30.0  # for a checkpoint that holds the file; there is no other writer to wait for
+_WAIT_S = 30.0  # for a checkpoint that holds the file; there is no second writer to wait for
 _COMPARABLE = {  # settings that must not change on a branch: scores would not compare
     "data": ("corpus", "path", "num_shards", "vocab_size", "context", "score_tokens"),
     "trial": ("budget_s", "device", "threads"),
@@ -105,7 +105,7 @@ _MIGRATIONS: list[str] = [_TABLE, _VIEWS]
 
 
 class Ledger:
-    """The ledger of one workspace: `open` for the session that writes, `read` for everybody else."""
+    """The ledger of a workspace: `open` for the session that writes, `read` for all others."""
 
     def __init__(self, path: Path, connection: sqlite3.Connection, lock: ExitStack) -> None:
         self.path = path

@@ -1,25 +1,312 @@
 """The loop: propose, run, judge, keep or revert, again, until a person or a stop rule ends it.
 
 `Session.run` is the whole of it. The ledger comes first: a trial exists once it is written there, its runs are written
-as they end, and after any death the next session goes on from the record; git refs follow the ledger, never lead it.
-A trial's commit stays reachable at refs/autoresearch/TAG/trials/NNNN whatever its verdict; the research branch moves
-by fast-forward only.
+as they end, and after any death the next session goes on from the record. Git refs follow the ledger and never lead
+it: a trial's commit stays reachable at its own ref whatever its verdict, and the research branch moves by fast-forward.
 """
 
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterator
-from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Protocol
 
 from autoresearch.referee.host import RunSpec
 from autoresearch.referee.trial import Referee
-from autoresearch.search import judge
-from autoresearch.search.interrupt import Interrupts
-from autoresearch.search.ledger import History, Ledger
+from autoresearch.search.branch import Branch
+from autoresearch.search.history import History
+from autoresearch.search.hook import run_hook
+from autoresearch.search.judge import (
+    Need,
+    champion_trouble,
+    next_champion_run_due,
+    next_step,
+    simplification_cost,
+)
+from autoresearch.search.ledger import Ledger
+from autoresearch.search.noise import measure_noise, should_pair
 from autoresearch.search.proposal import check_proposal
 from autoresearch.search.researchers import Exhausted, Researcher
-from autoresearch.search.stop import stop_reason
-from autoresearch.values.errors import TrialFailed, TrustViolation, UserError
-from autoresearch.values.records import Decision, Measurement, Outcome, Purpose, Trial, Verdict
+from autoresearch.search.stop import Interrupts, stop_reason
+from autoresearch.values.config import Config
+from autoresearch.values.errors import Interrupted, TrialFailed, UserError
+from autoresearch.values.records import Decision, Measurement, Outcome, Proposal, Purpose, Trial, Verdict
+
+DISTURBED_RERUNS = 3
+REFUSALS_IN_A_ROW = 50
+SCORING_LIMIT_FACTOR, LEAST_SCORING_LIMIT_S = 3.0, 30.0
+
+
+class Observer(Protocol):
+    """Who watches a session; every call returns at once."""
+
+    def session_started(self, history: History) -> None:
+        """The loop begins, or goes on."""
+
+    def run_started(self, purpose: Purpose, why: str) -> None:
+        """A run begins."""
+
+    def progress(self, elapsed_s: float, telemetry: dict[str, Any]) -> None:
+        """The candidate reported something."""
+
+    def run_finished(self, measurement: Measurement) -> None:
+        """A run ended."""
+
+    def trial_started(self, trial: Trial) -> None:
+        """A proposal was committed."""
+
+    def trial_closed(self, trial: Trial, history: History) -> None:
+        """A verdict fell."""
+
+    def note(self, text: str) -> None:
+        """Something that a person should know."""
+
+    def session_stopped(self, reason: str, history: History) -> None:
+        """The loop ended."""
+
+
+class Session:
+    """One workspace's loop. The caller opens and closes ledger and referee."""
+
+    def __init__(
+        self,
+        config: Config,
+        ledger: Ledger,
+        branch: Branch,
+        referee: Referee,
+        researcher: Researcher,
+        observer: Observer,
+        artifacts: Path,
+    ) -> None:
+        self.config = config
+        self.ledger = ledger
+        self.branch = branch
+        self.referee = referee
+        self.researcher = researcher
+        self.observer = observer
+        self.artifacts = artifacts
+        self.interrupts = Interrupts()
+        self._began = referee.host.clock.monotonic()
+
+    def run(self) -> str:
+        """The loop; why it ended.
+
+        Raises:
+            Interrupted: a second Ctrl-C; the trial in hand is recorded as interrupted.
+            UserError: the baseline does not run.
+            TrustViolation: ledger and refs disagree.
+        """
+        with self.interrupts:
+            self._resume()
+            try:
+                while not (reason := self._stop_reason()):
+                    self._run_champion_if_due()
+                    trial = self.history.open_trial or self._open_trial(self._propose())
+                    self._settle(trial, self._judge(trial))
+            except Exhausted as end:
+                reason = str(end)
+            except KeyboardInterrupt:
+                self._interrupt()
+                raise Interrupted("stopped at once; `autoresearch run` goes on from here") from None
+            self._stop(reason)
+            return reason
+
+    @property
+    def history(self) -> History:
+        """What the ledger knows by now."""
+        return self.ledger.history()
+
+    def _resume(self) -> None:
+        """Bring the branch to where the ledger is, finishing what a death cut off."""
+        history = self.history
+        for trial in history.trials[-1:]:
+            is_kept = trial.decision is not None and trial.decision.verdict is Verdict.KEEP
+            if is_kept and history.champion != trial.commit:
+                self.ledger.crown(trial.commit, trial.trial_id)
+        self.branch.follow(self.history)
+        self.observer.session_started(self.history)
+
+    def _stop_reason(self) -> str:
+        if self.interrupts.is_wanted:
+            return "stopped by Ctrl-C"
+        hours = (self.referee.host.clock.monotonic() - self._began) / 3600
+        return stop_reason(self.config.session, self.history, champion_bpb(self.history), hours)
+
+    def _run_champion_if_due(self) -> None:
+        """Calibration, fresh runs of a new champion, a look at drift every so often."""
+        clock, judging = self.referee.host.clock, self.config.judge
+        while need := next_champion_run_due(judging, self.history, clock.wall(), self._is_paired):
+            self._measure(self.history.champion, need.purpose, need.why)
+            self._require_champion()
+            if self.interrupts.is_wanted:
+                return
+        times = [run.scoring_s for run in self.history.runs_of(self.history.baseline) if run.is_scored]
+        if times:
+            limit_s = max(LEAST_SCORING_LIMIT_S, SCORING_LIMIT_FACTOR * max(times))
+            self.referee.scoring.limit_s = limit_s
+
+    @property
+    def _is_paired(self) -> bool:
+        return should_pair(self.config.judge, self.referee.host.device, self.history)
+
+    def _require_champion(self) -> None:
+        """A baseline that fails, or a champion that always does, is for a person to mend."""
+        history = self.history
+        last = history.runs[-1]
+        is_new = history.champion == history.baseline and not any(r.is_scored for r in history.runs)
+        trouble = last.reason if is_new and not last.is_scored else champion_trouble(history)
+        if trouble:
+            where = self.artifacts / last.artifacts / "stdout.log"
+            raise UserError(f"the champion gives no score: {trouble}; its output is in {where}")
+
+    def _propose(self) -> Proposal:
+        """The next proposal that is worth running; what is refused is written down with the reason."""
+        for _ in range(REFUSALS_IN_A_ROW):
+            history = self.history
+            parent = self.branch.read(history.champion)
+            proposal = self.researcher.propose(history, history.champion, parent)
+            refusal = check_proposal(proposal.source, self.branch.read(proposal.parent), history)
+            if refusal is None:
+                return proposal
+            self.ledger.refuse_proposal(proposal, refusal.reason)
+            self.observer.note(f"not run: {proposal.description}: {refusal.reason}")
+        raise Exhausted(f"{REFUSALS_IN_A_ROW} proposals in a row were not worth running")
+
+    def _open_trial(self, proposal: Proposal) -> Trial:
+        """Commit the proposal and write it down."""
+        commit = self.branch.commit(proposal)
+        trial_id = self.ledger.open_trial(proposal, commit)
+        self.branch.keep_reachable(trial_id, commit)
+        trial = self._trial(trial_id)
+        self.observer.trial_started(trial)
+        return trial
+
+    def _judge(self, trial: Trial) -> Decision:
+        """Runs of the candidate and, where the judge wants them, of the champion, until a verdict."""
+        while True:
+            history = self.history
+            trial = self._trial(trial.trial_id)
+            step = next_step(
+                self.config.judge,
+                measure_noise(history, self._is_paired),
+                history.runs_of(history.champion, frozenset(Purpose)),
+                trial.runs,
+                is_simplification=trial.is_simplification,
+                is_paired=self._is_paired,
+                now=self.referee.host.clock.wall(),
+                simplification_cost_bpb=simplification_cost(history),
+            )
+            if isinstance(step, Need):
+                self._measure_for(trial, step)
+            elif step.verdict is Verdict.KEEP and (cheat := self._audit_last(trial)):
+                return cheat
+            elif step.verdict is not Verdict.KEEP or self._deciding_run(trial):
+                return step
+
+    def _measure_for(self, trial: Trial, need: Need) -> None:
+        if need.who == "champion":
+            self._measure(self.history.champion, need.purpose, need.why)
+            self._require_champion()
+        else:
+            is_audited = need.wants_audit or secrets.randbelow(1000) < 1000 * self.config.judge.audit_frac
+            self._measure(trial.commit, need.purpose, need.why, trial=trial, is_audited=is_audited)
+
+    def _deciding_run(self, trial: Trial) -> Measurement | None:
+        """The last scored run whose weights are still in memory, to be audited and kept."""
+        runs = [run for run in trial.runs if run.is_scored and self.referee.has_weights(run.run_id)]
+        return runs[-1] if runs else None
+
+    def _audit_last(self, trial: Trial) -> Decision | None:
+        """The second presentation that every trial about to be kept goes through; a verdict if it fails."""
+        run = self._deciding_run(trial)
+        if run is None:  # resumed after a death: the weights are gone, so a run is made again
+            self._measure(trial.commit, Purpose.REPLICATE, "audit after a restart", trial=trial, is_audited=True)
+            return None
+        if run.was_audited:
+            return None
+        try:
+            report = self.referee.audit(run.run_id)
+        except TrialFailed as failure:
+            return Decision(verdict=Verdict(failure.outcome), reason=failure.reason)
+        self.ledger.append("audit", run_id=run.run_id, report=report)
+        return None
+
+    def _measure(
+        self, commit: str, purpose: Purpose, why: str, *, trial: Trial | None = None, is_audited: bool = False
+    ) -> Measurement:
+        """One run, recorded; again where the machine was disturbed."""
+        for _ in range(DISTURBED_RERUNS):
+            self.observer.run_started(purpose, why)
+            run_id = self.history.next_run_id
+            spec = RunSpec(
+                run_id=run_id,
+                source=self.branch.read(commit),
+                commit=commit,
+                purpose=purpose,
+                seed=secrets.randbits(31),
+                artifacts=self.artifacts / f"{run_id:06d}",
+                is_audited=is_audited,
+                cache_parent=trial.parent if trial else commit,
+            )
+            measurement = self.referee.run(spec, self._watch)
+            self.ledger.record_run(measurement, trial.trial_id if trial else None)
+            self.observer.run_finished(measurement)
+            if measurement.outcome is not Outcome.DISTURBED:
+                break
+        return measurement
+
+    def _watch(self, elapsed_s: float, telemetry: dict[str, Any]) -> str:
+        self.observer.progress(elapsed_s, telemetry)
+        return ""
+
+    def _settle(self, trial: Trial, decision: Decision) -> None:
+        """Write the verdict down; where it is `keep`, the branch follows."""
+        run = self._deciding_run(self._trial(trial.trial_id))
+        if decision.verdict is Verdict.KEEP and run is not None:
+            weights = self.artifacts / run.artifacts / "weights.safetensors"
+            self.referee.save_weights(run.run_id, weights)
+            self.referee.host.cache.keep(run.run_id, trial.commit)
+        self.ledger.close_trial(trial.trial_id, decision)
+        if decision.verdict is Verdict.KEEP:
+            self.ledger.crown(trial.commit, trial.trial_id)
+            self.branch.follow(self.history)
+            facts = {"trial": trial.trial_id, "commit": trial.commit, "val_bpb": decision.val_bpb}
+            self._hook(self.config.session.on_keep, "keep", facts)
+        self.observer.trial_closed(self._trial(trial.trial_id), self.history)
+
+    def _interrupt(self) -> None:
+        """A person does not want to wait: the trial in hand is recorded as interrupted."""
+        trial = self.history.open_trial
+        if trial is not None:
+            decision = Decision(verdict=Verdict.INTERRUPTED, reason="stopped by a person")
+            self.ledger.close_trial(trial.trial_id, decision)
+            self.observer.trial_closed(self._trial(trial.trial_id), self.history)
+        self._stop("stopped at once by Ctrl-C")
+
+    def _stop(self, reason: str) -> None:
+        self.ledger.stop_session(reason)
+        self.referee.host.cache.sweep()
+        history = self.history
+        facts = {"reason": reason, "champion": history.champion, "val_bpb": champion_bpb(history)}
+        self._hook(self.config.session.on_stop, "stop", facts)
+        self.observer.session_stopped(reason, history)
+
+    def _hook(self, command: str, event: str, facts: dict[str, Any]) -> None:
+        problem = run_hook(command, event, facts)
+        if problem:
+            self.ledger.note("hook", problem)
+            self.observer.note(problem)
+
+    def _trial(self, trial_id: int) -> Trial:
+        trial = self.history.trial(trial_id)
+        assert trial is not None, "the ledger gave this number out"
+        return trial
+
+
+def champion_bpb(history: History) -> float | None:
+    """The champion's mean score over fresh runs; before there are any, the score it was kept with."""
+    scores = [run.val_bpb for run in history.runs_of(history.champion) if run.val_bpb is not None]
+    if scores:
+        return sum(scores) / len(scores)
+    trial = history.trial(history.champion_trial_id or 0)
+    return trial.decision.val_bpb if trial and trial.decision else None

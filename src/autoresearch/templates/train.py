@@ -1,12 +1,14 @@
 """A small GPT, trained for a fixed number of seconds. This is the file that research edits.
 
-It reads from top to bottom: constants, operators, model, optimizer, data, schedule, main. Two names are the interface:
-`build_model(run)` gives a module whose call turns tokens (B, T) into logits (B, T, V), and `main(run)` trains it and
-hands it over with `run.submit(model)`, which does not return. The score is bits per byte on text that this file never
-sees; the clock is not ours either, so everything below is a function of `run.progress`, from 0 to 1.
+It reads from top to bottom: constants, operators, model, optimizer, data, schedule, main. Two names
+are the interface: `build_model(run)` gives a module whose call turns tokens (B, T) into logits
+(B, T, V), and `main(run)` trains it and hands it over with `run.submit(model)`, which does not
+return. The score is bits per byte of text that this file never sees. The clock is not ours either:
+everything below is a function of `run.progress`, from 0 to 1.
 
-Letters in shapes: B rows, T tokens a row, C channels (width), H heads, G key/value heads, D channels a head, V vocabulary,
-L layers. Matrices of one shape are one parameter (L, rows, columns), so that the optimizer handles them as one batch.
+Letters in shapes: B rows, T tokens a row, C channels (width), H heads, G key/value heads, D
+channels a head, V vocabulary, L layers. Matrices of one kind are one parameter (L, rows, columns),
+so that the optimizer handles them as one batch, without stacking and copying.
 """
 
 import gc
@@ -17,16 +19,16 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-# ----------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Constants: value, meaning, unit, range to search ({...}: choices; no range: not searched)
 
 # Model
-DEPTH = 8  # transformer blocks [2, 12]
+DEPTH = 8  # transformer blocks
 WIDTH = 0  # channels of the residual stream, rounded up to whole heads; 0: 64 x DEPTH
-HEAD_DIM = 128  # channels an attention head {32, 64, 128}
-KV_HEADS = 0  # key/value heads, rounded down to a divisor of the query heads; 0: as many as query heads
+HEAD_DIM = 128  # channels an attention head
+KV_HEADS = 0  # key/value heads, taken down to a divisor of the query heads; 0: as many as those
 MLP_RATIO = 4  # hidden channels of the MLP, times width [2, 6]
-WINDOW_PATTERN = "SSSL"  # short and long attention by layer, repeating; the last is long {"SSSL", "SSSSL", "SL", "L"}
+WINDOW_PATTERN = "SSSL"  # short and long layers in turn, last long {"SSSL", "SSSSL", "SL", "L"}
 SHORT_WINDOW = 0.5  # how far back an S layer sees, share of the context [0.0625, 1.0] log
 LONG_WINDOW = 1.0  # how far back an L layer sees, share of the context
 ROTARY_BASE = 10000.0  # longest rotary wavelength over 2 pi, tokens [1000.0, 1000000.0] log
@@ -36,8 +38,8 @@ GATE_CHANNELS = 32  # channels of the block input that a value embedding's gate 
 LAMBDA_RESID = 1.0  # start of the residual scalars, factor
 LAMBDA_X0 = 0.1  # start of the scalars that mix the embedding back in, factor [0.01, 0.5] log
 SOFTCAP = 15.0  # logits stay within +-this, nats [8.0, 40.0] log
-INIT_SCALE = 1.0  # factor on the initial spread of the block matrices and value tables [0.3, 1.5] log
-TABLES_BF16 = True  # embedding tables and their Adam moments in bfloat16, else float32 {True, False}
+INIT_SCALE = 1.0  # factor on the first spread of block matrices and value tables [0.3, 1.5] log
+TABLES_BF16 = True  # embedding tables and their moments in bfloat16, else float32 {True, False}
 
 # Optimizer (embedding and head rates are for width 768 and scale with width^-0.5)
 EMBEDDING_LR = 0.6  # Adam step size of the token embedding [0.03, 1.5] log
@@ -62,17 +64,18 @@ HEAD_DECAY = 0.0  # weight decay of the head, times its step size [0.0, 0.05]
 WARMUP_RATIO = 0.0  # rising learning rate, share of the budget [0.0, 0.1]
 WARMDOWN_RATIO = 0.5  # falling learning rate, share of the budget [0.2, 0.9]
 FINAL_LR_FRAC = 0.0  # learning rate at the end, share of the peak [0.0, 0.1]
-TOTAL_BATCH = 256  # rows an optimizer step; x context 2048 = 2^19 tokens [8, 512] log
+TOTAL_BATCH = 256  # rows an optimizer step; x context 2048 = 2^19 tokens [8, 256] log
 MICRO_BATCH = 128  # rows at once; smaller if memory demands it, with the same total
 
 # Machine
-PRECISION = "auto"  # what activations are in: bfloat16 where the chip is fast at it, else float32 {"auto"}
-ATTENTION = "auto"  # rung of the ladder fa4 > fa3 > cudnn, flex > sdpa, or the best there is {"auto"}
-KERNELS = True  # the fast operators of autoresearch.inside.ops on CUDA, else plain torch {True}
-COMPILE = True  # torch.compile on CUDA; elsewhere it costs more than it gives {True}
-WARMUP_STEPS = 3  # steps on random tokens before the clock starts, then undone
+PRECISION = "auto"  # activations: "float32", "bfloat16"; auto: bfloat16 if the chip is fast at it
+ATTENTION = "auto"  # rung: "fa4" > "fa3" > "cudnn" > "flex" > "sdpa"; auto: the best there is
+KERNELS = True  # the fast operators of autoresearch.inside.ops on CUDA; False: plain torch
+COMPILE = True  # torch.compile on CUDA; elsewhere it costs more than it gives
+WARMUP_STEPS = 3  # steps on random tokens before the clock starts, undone afterwards
+MIN_STEPS = 4  # steps that the budget must hold; a larger total batch is cut so that they fit
 PEAK_FLOPS = 989.5e12  # what MFU is a share of, FLOP/s: H100 SXM, dense bfloat16
-COLLECT_EVERY = 5000  # steps between garbage collections (one costs about half a second at full size)
+COLLECT_EVERY = 5000  # steps between garbage collections (one can cost half a second)
 
 POLAR_COEFFICIENTS = (  # Polar Express, arXiv 2505.16932: (a, b, c) of each iteration
     (8.156554524902461, -22.48329292557795, 15.878769915207462),
@@ -83,8 +86,8 @@ POLAR_COEFFICIENTS = (  # Polar Express, arXiv 2505.16932: (a, b, c) of each ite
 )
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# Operators
+# --------------------------------------------------------------------------------------------------
+# Operators: plain torch, as autoresearch.inside.ops must compute too
 
 
 def norm(x):
@@ -92,14 +95,14 @@ def norm(x):
     return F.rms_norm(x, (x.size(-1),), eps=1e-6)
 
 
-def rotate(x, cos, sin):
-    """Rotary embedding, half-split layout: x (B, T, heads, D); cos, sin (T, 1, D / 2)."""
+def rotate_norm(x, cos, sin):
+    """Rotary embedding (half-split), then norm: x (B, T, heads, D); cos, sin (T, 1, D / 2)."""
     left, right = x.chunk(2, dim=-1)
-    return torch.cat([left * cos + right * sin, right * cos - left * sin], dim=-1)
+    return norm(torch.cat([left * cos + right * sin, right * cos - left * sin], dim=-1))
 
 
 def sdpa(q, k, v, window):
-    """Causal attention that sees `window` tokens back: q (B, T, H, D), k and v (B, T, G, D) -> (B, T, H, D)."""
+    """Causal attention, `window` tokens back: q (B, T, H, D), k, v (B, T, G, D) -> (B, T, H, D)."""
     T, H, G = q.size(1), q.size(2), k.size(2)
     q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
     if G < H:
@@ -108,7 +111,8 @@ def sdpa(q, k, v, window):
         y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
     else:
         back = torch.arange(T, device=q.device)[:, None] - torch.arange(T, device=q.device)
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=(back >= 0) & (back <= window))
+        mask = (back >= 0) & (back <= window)
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
     return y.transpose(1, 2)
 
 
@@ -117,30 +121,39 @@ def relu2_mlp(x, fc, proj):
     return F.linear(F.relu(F.linear(x, fc)).square(), proj)
 
 
+def lookup(tokens, embedding, values):
+    """Rows of all tables: tokens (B, T), (V, C), (n, V, G D) -> (B, T, C) and n x (B, T, G D)."""
+    return F.embedding(tokens, embedding), [F.embedding(tokens, table) for table in values]
+
+
 def softcap(logits):
     """Smooth clipping to +-SOFTCAP, in float32."""
     return SOFTCAP * torch.tanh(logits.float() / SOFTCAP)
 
 
 class HeadLoss(torch.autograd.Function):
-    """Head, softcap and cross-entropy at once: x (N, C), head (V, C), targets (N,) -> mean loss in nats.
+    """Head, softcap and cross-entropy in one: x (N, C), head (V, C), targets (N,) -> mean nats.
 
-    The gradient is made on the way forward, chunk by chunk, so that logits never exist as a whole and stay in the cache.
+    The gradient is made on the way forward, chunk by chunk, so that the logits never exist as a
+    whole and stay in the cache.
     """
 
     @staticmethod
     def forward(ctx, x, head, targets):
         size = 512 if x.device.type == "cpu" else 2**15
         weight = head.to(x.dtype)
-        dx, dhead, total = torch.empty_like(x), torch.zeros_like(head), torch.zeros((), device=x.device)
-        for rows, wanted, drows in zip(x.split(size), targets.split(size), dx.split(size), strict=True):
-            wanted = wanted[:, None]
+        dx, dhead = torch.empty_like(x), torch.zeros_like(head)
+        total = torch.zeros((), device=x.device)
+        for i in range(0, len(x), size):
+            rows, wanted = x[i : i + size], targets[i : i + size, None]
             tanh = F.linear(rows, weight).float().div_(SOFTCAP).tanh_()
             logp = torch.log_softmax(tanh * SOFTCAP, dim=-1)
             total -= logp.gather(1, wanted).sum()
-            grad = logp.exp_().scatter_add_(1, wanted, torch.full_like(wanted, -1, dtype=logp.dtype))
-            grad = grad.mul_(tanh.square_().neg_().add_(1)).div_(len(x)).to(x.dtype)  # d tanh = 1 - tanh^2
-            drows.copy_(grad @ weight)
+            grad = logp.exp_()
+            grad.scatter_add_(1, wanted, torch.full_like(wanted, -1, dtype=grad.dtype))
+            grad.mul_(tanh.square_().neg_().add_(1)).div_(len(x))  # the slope of tanh: 1 - tanh^2
+            grad = grad.to(x.dtype)
+            dx[i : i + size] = grad @ weight
             dhead += grad.mT @ rows
         ctx.save_for_backward(dx, dhead)
         return total / len(x)
@@ -152,14 +165,15 @@ class HeadLoss(torch.autograd.Function):
 
 
 def head_loss(x, head, targets):
-    """Mean cross-entropy of softcapped logits in nats: x (B, T, C), head (V, C), targets (B, T)."""
+    """Mean cross-entropy of softcapped logits: x (B, T, C), head (V, C), targets (B, T) -> nats."""
     return HeadLoss.apply(x.flatten(0, 1), head, targets.flatten())
 
 
 def polar(matrices, dtype):
-    """The orthogonal polar factor of each matrix (N, rows, columns), nearly: all singular values go to about 1.
+    """Nearly the orthogonal polar factor of each matrix (N, rows, columns), by Polar Express.
 
-    Why: it is the steepest descent step under a spectral-norm constraint. Arithmetic in `dtype` is enough.
+    It is the steepest descent step under a spectral-norm constraint: all singular values become
+    about 1, so that small directions of the gradient count as much as large ones.
     """
     X = matrices.to(dtype)
     X = X / (X.norm(dim=(-2, -1), keepdim=True) * 1.02 + 1e-6)
@@ -172,27 +186,25 @@ def polar(matrices, dtype):
 
 
 class Operators:
-    """The operators in use: plain torch, and what the machine has better.
+    """The operators in use: those above, replaced by what the machine has better."""
 
-    `attend`, `mlp` and `head_loss` have the signatures of `sdpa`, `relu2_mlp` and `head_loss`.
-    """
-
-    def __init__(self, device, head_dim):
-        self.attend, self.mlp, self.head_loss = sdpa, relu2_mlp, head_loss
-        self.names = {"attention": "sdpa", "mlp": "torch", "loss": "torch"}
+    def __init__(self, device):
+        self.attend, self.rotate_norm, self.mlp = sdpa, rotate_norm, relu2_mlp
+        self.lookup, self.head_loss, self.polar = lookup, head_loss, polar
+        self.names = {"attend": "sdpa"}
         if device.type == "cuda" and KERNELS:
-            try:
-                from autoresearch.inside import ops  # the package's only use here; without it all works, slower
+            try:  # the only use of the package here: without it all works, slower
+                from autoresearch.inside import ops
             except ImportError as error:
                 self.names["note"] = f"no fast operators: {error}"
                 return
-            ops.install(self, attention=ATTENTION, head_dim=head_dim, softcap=SOFTCAP)
+            ops.install(self, attention=ATTENTION, head_dim=HEAD_DIM, softcap=SOFTCAP)
 
     def __str__(self):
         return ", ".join(f"{part} {name}" for part, name in self.names.items())
 
 
-# ----------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Model
 
 
@@ -205,7 +217,7 @@ def pick_precision(device):
 
 
 def block(x, x0, cos, sin, resid, mix, weights, value, window, ops):
-    """One layer: x, x0 (B, T, C); resid, mix scalars; value None or the value embedding of each token (B, T, G, D)."""
+    """One layer: x, x0 (B, T, C); resid, mix scalars; value (B, T, G D) or None: of each token."""
     q_kv, out, fc, proj, gate = weights
     B, T, C = x.shape
     D = 2 * cos.size(-1)
@@ -215,14 +227,15 @@ def block(x, x0, cos, sin, resid, mix, weights, value, window, ops):
     q, k, v = F.linear(h, q_kv).split([C, G * D, G * D], dim=-1)
     q, k, v = q.view(B, T, -1, D), k.view(B, T, G, D), v.view(B, T, G, D)
     if value is not None:  # the gate starts at exactly 1: its weights are zero
-        v = v + 2 * torch.sigmoid(F.linear(h[..., : gate.size(-1)], gate))[..., None] * value
-    q, k = norm(rotate(q, cos, sin)) * QK_GAIN, norm(rotate(k, cos, sin)) * QK_GAIN
+        strength = 2 * torch.sigmoid(F.linear(h[..., : gate.size(-1)], gate))
+        v = v + strength[..., None] * value.view(B, T, G, D)
+    q, k = ops.rotate_norm(q, cos, sin) * QK_GAIN, ops.rotate_norm(k, cos, sin) * QK_GAIN
     x = x + F.linear(ops.attend(q, k, v, window).reshape(B, T, C), out)
     return x + ops.mlp(norm(x), fc, proj)
 
 
 class GPT(nn.Module):
-    """Decoder-only transformer: pre-norm, no biases, rotary positions, value embeddings, untied head."""
+    """Decoder-only: pre-norm, no biases, rotary positions, value embeddings, untied head."""
 
     def __init__(self, vocab_size, context):
         super().__init__()
@@ -231,7 +244,7 @@ class GPT(nn.Module):
         H = C // D
         G = math.gcd(H, KV_HEADS) if KV_HEADS else H
         self.context, self.num_heads, self.head_dim, self.width = context, H, D, C
-        reach = {"S": max(1, round(SHORT_WINDOW * context)), "L": max(1, round(LONG_WINDOW * context))}
+        reach = {"S": round(SHORT_WINDOW * context), "L": round(LONG_WINDOW * context)}
         self.windows = [reach[WINDOW_PATTERN[i % len(WINDOW_PATTERN)]] for i in range(L)]
         self.windows[-1] = reach["L"]
         self.value_layers = [i for i in range(L) if (L - 1 - i) % VALUE_EVERY == 0]
@@ -245,17 +258,18 @@ class GPT(nn.Module):
         self.out = nn.Parameter(torch.empty(L, C, C))
         self.fc = nn.Parameter(torch.empty(L, MLP_RATIO * C, C))
         self.proj = nn.Parameter(torch.empty(L, C, MLP_RATIO * C))
-        self.gate = nn.Parameter(torch.empty(len(self.value_layers), G, min(GATE_CHANNELS, C)))
+        self.gate = nn.Parameter(torch.empty(len(self.value_layers), G, GATE_CHANNELS))
         self.lambda_resid = nn.Parameter(torch.empty(L))
         self.lambda_x0 = nn.Parameter(torch.empty(L))
-        self.register_buffer("cos", torch.empty(context, 1, D // 2, dtype=torch.bfloat16), persistent=False)
-        self.register_buffer("sin", torch.empty(context, 1, D // 2, dtype=torch.bfloat16), persistent=False)
-        self.block = block  # main() compiles it, and the loss
+        for name in ("cos", "sin"):
+            table = torch.empty(context, 1, D // 2, dtype=torch.bfloat16)
+            self.register_buffer(name, table, persistent=False)
+        self.block = block  # main() compiles it
 
     @torch.no_grad()
     def initialize(self, operators, precision):
         """Fill what __init__ left empty."""
-        self.operators, self.precision, self.loss = operators, precision, operators.head_loss
+        self.operators, self.precision = operators, precision
         bound = INIT_SCALE * math.sqrt(3 / self.width)
         nn.init.normal_(self.embedding, std=1.0)
         nn.init.normal_(self.head, std=0.001)
@@ -265,43 +279,43 @@ class GPT(nn.Module):
             nn.init.zeros_(matrices)
         self.lambda_resid.fill_(LAMBDA_RESID)
         self.lambda_x0.fill_(LAMBDA_X0)
-        steps = torch.arange(0, self.head_dim, 2, device=self.cos.device, dtype=torch.float32)
-        frequencies = ROTARY_BASE ** (-steps / self.head_dim)
-        angles = torch.arange(self.context, device=self.cos.device, dtype=torch.float32)[:, None, None] * frequencies
+        device = self.cos.device
+        steps = torch.arange(0, self.head_dim, 2, device=device, dtype=torch.float32)
+        positions = torch.arange(self.context, device=device, dtype=torch.float32)
+        angles = positions[:, None, None] * ROTARY_BASE ** (-steps / self.head_dim)
         self.cos.copy_(angles.cos())
         self.sin.copy_(angles.sin())
 
     def forward(self, tokens, targets=None):
         """Logits (B, T, V) in float32, or the mean loss in nats if there are targets."""
-        B, T = tokens.shape
-        dtype = self.precision
+        T, dtype, ops = tokens.size(1), self.precision, self.operators
         cos, sin = self.cos[:T].to(dtype), self.sin[:T].to(dtype)
-        resid, mix = self.lambda_resid.unbind(), self.lambda_x0.unbind()
-        q_kv = torch.cat([self.q.to(dtype), self.kv.to(dtype).flatten(1, 2)], dim=1).unbind()
-        out, fc, proj = self.out.to(dtype).unbind(), self.fc.to(dtype).unbind(), self.proj.to(dtype).unbind()
-        tables, gates = self.values.unbind(), self.gate.to(dtype).unbind()
+        q_kv = torch.cat([self.q.to(dtype), self.kv.to(dtype).flatten(1, 2)], dim=1)
+        banks = (q_kv, self.out.to(dtype), self.fc.to(dtype), self.proj.to(dtype))
+        matrices = list(zip(*(bank.unbind() for bank in banks), strict=True))
+        resid, mix, gates = self.lambda_resid.unbind(), self.lambda_x0.unbind(), self.gate.to(dtype)
+        embedded, looked_up = ops.lookup(tokens, self.embedding, self.values)
+        pairs = zip(looked_up, gates, strict=True)
+        values = dict(zip(self.value_layers, pairs, strict=True))
 
-        x = x0 = norm(F.embedding(tokens, self.embedding).to(dtype))
+        x = x0 = norm(embedded.to(dtype))
         for i, window in enumerate(self.windows):
-            value = gate = None
-            if i in self.value_layers:
-                j = self.value_layers.index(i)
-                value = F.embedding(tokens, tables[j]).to(dtype).view(B, T, -1, self.head_dim)
-                gate = gates[j]
-            weights = (q_kv[i], out[i], fc[i], proj[i], gate)
-            x = self.block(x, x0, cos, sin, resid[i], mix[i], weights, value, window, self.operators)
+            value, gate = values.get(i, (None, None))
+            value = None if value is None else value.to(dtype)
+            weights = (*matrices[i], gate)
+            x = self.block(x, x0, cos, sin, resid[i], mix[i], weights, value, window, ops)
         x = norm(x)
-        return softcap(F.linear(x, self.head.to(dtype))) if targets is None else self.loss(x, self.head, targets)
+        if targets is not None:
+            return ops.head_loss(x, self.head, targets)
+        return softcap(F.linear(x, self.head.to(dtype)))
 
     def flops_per_token(self, is_exact=False):
-        """Forward and backward FLOPs by the usual formula, which counts masked keys up to the window; exact does not."""
+        """Forward and backward FLOPs: the usual formula counts masked keys, the exact does not."""
         T = self.context
         matrices = (self.q, self.kv, self.out, self.fc, self.proj, self.gate, self.head)
         keys = 0.0
         for window in self.windows:
-            window = min(window, T)
-            seen = sum(min(t, window) + 1 for t in range(T)) / T
-            keys += seen if is_exact else window
+            keys += sum(min(t, window) + 1 for t in range(T)) / T if is_exact else min(window, T)
         return 6 * sum(p.numel() for p in matrices) + 12 * self.width * keys
 
 
@@ -311,16 +325,16 @@ def build_model(run):
     with torch.device("meta"):
         model = GPT(run.vocab_size, run.context)
     model.to_empty(device=run.device)
-    model.initialize(Operators(run.device, HEAD_DIM), pick_precision(run.device))
+    model.initialize(Operators(run.device), pick_precision(run.device))
     return model
 
 
-# ----------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Optimizer
 
 
 def adamw_rule(p, grad, mean, square, rate, decay, beta1, beta2, correction1, correction2):
-    """AdamW on one parameter; the scalars are 0-d tensors, so that compiled code serves every step."""
+    """AdamW on one parameter. Scalars are 0-d tensors: one compiled kernel serves every step."""
     g = grad.float()
     m = mean + (g - mean) * (1 - beta1)
     s = square + (g * g - square) * (1 - beta2)
@@ -330,11 +344,11 @@ def adamw_rule(p, grad, mean, square, rate, decay, beta1, beta2, correction1, co
     p.copy_(p * (1 - rate * decay) - rate * update)
 
 
-def muon_rule(p, grad, momentum, square, rate, decay, beta, beta2, dtype):
-    """Nesterov momentum, polar factor, NorMuon's normalisation, cautious decay: p (N, rows, columns)."""
+def muon_rule(p, grad, momentum, square, rate, decay, beta, beta2, polar, dtype):
+    """Nesterov momentum, polar factor, NorMuon, cautious decay: p (N, rows, columns)."""
     momentum.copy_(momentum + (grad - momentum) * (1 - beta))
     update = polar(grad + (momentum - grad) * beta, dtype).float()
-    # NorMuon, arXiv 2510.05491: even out rows (columns of wide matrices), keep the norm of the whole
+    # NorMuon, arXiv 2510.05491: even out rows (columns, if wide), keep the norm of each matrix
     dim = -1 if p.size(-2) >= p.size(-1) else -2
     mean_square = update.square().mean(dim=dim, keepdim=True)
     square.copy_(square + (mean_square - square) * (1 - beta2))
@@ -349,9 +363,10 @@ def muon_rule(p, grad, momentum, square, rate, decay, beta, beta2, dtype):
 class MuonAdamW(torch.optim.Optimizer):
     """One optimizer, an update rule per parameter group. All state is there from the start."""
 
-    def __init__(self, groups, polar_dtype):
+    def __init__(self, groups, polar, dtype):
         super().__init__(groups, defaults={"decay": 0.0, "step": 0})
-        self.adamw_rule, self.muon_rule, self.polar_dtype = adamw_rule, muon_rule, polar_dtype
+        self.adamw_rule, self.muon_rule = adamw_rule, muon_rule
+        self.polar, self.dtype = polar, dtype
         for group in self.param_groups:
             group["peak_lr"], group["peak_decay"] = group["lr"], group["decay"]
             for p in group["params"]:
@@ -359,34 +374,33 @@ class MuonAdamW(torch.optim.Optimizer):
                     self.state[p] = {"mean": torch.zeros_like(p), "square": torch.zeros_like(p)}
                     continue
                 N, rows, columns = p.flatten(0, -3).shape
-                shape = (N, rows, 1) if rows >= columns else (N, 1, columns)
-                momentum = torch.zeros_like(p, memory_format=torch.contiguous_format)
-                self.state[p] = {"momentum": momentum, "square": torch.zeros(shape, device=p.device)}
+                vector = (N, rows, 1) if rows >= columns else (N, 1, columns)
+                square = torch.zeros(vector, device=p.device)
+                self.state[p] = {"momentum": torch.zeros_like(p), "square": square}
 
     @torch.no_grad()
     def step(self):
         for group in self.param_groups:
             group["step"] += 1
             beta1, beta2 = group["betas"]
-            values = [group["lr"], group["decay"], beta1, beta2]
+            scalars = [group["lr"], group["decay"], beta1, beta2]
             if group["rule"] == "adamw":
-                values += [1 - beta1 ** group["step"], 1 - beta2 ** group["step"]]
-            scalars = [torch.tensor(value, dtype=torch.float32) for value in values]  # on the host: no copy, no wait
+                scalars += [1 - beta1 ** group["step"], 1 - beta2 ** group["step"]]
+            # on the host: kernels take them as arguments, nothing is copied and nothing waits
+            scalars = [torch.tensor(scalar, dtype=torch.float32) for scalar in scalars]
             for p in group["params"]:
-                if p.grad is None:  # a gradient of None is a gradient of zero that nobody computed
-                    continue
                 state = self.state[p]
                 if group["rule"] == "adamw":
                     self.adamw_rule(p, p.grad, state["mean"], state["square"], *scalars)
-                else:
-                    flat = [t.flatten(0, -3) for t in (p, p.grad, state["momentum"])]
-                    self.muon_rule(*flat, state["square"], *scalars, self.polar_dtype)
+                    continue
+                flat = [t.flatten(0, -3) for t in (p, p.grad, state["momentum"])]
+                self.muon_rule(*flat, state["square"], *scalars, self.polar, self.dtype)
 
 
 def make_optimizer(model):
     """The table of rules: who learns how fast, and why so differently.
 
-    The embedding sees every token and must move fast; the head is a linear probe that wants stability.
+    The embedding sees every token and must move fast; the head is a linear probe: it wants calm.
     """
     s = (model.width / 768) ** -0.5
     betas = (ADAM_BETA1, ADAM_BETA2)
@@ -403,17 +417,17 @@ def make_optimizer(model):
     ]
     for p in (model.q, model.kv, model.out, model.fc, model.proj, model.gate):
         lr = MATRIX_LR * max(1.0, p.size(-2) / p.size(-1)) ** 0.5
-        betas_muon = (MOMENTUM_START, NORMUON_BETA2)
-        groups.append({"params": [p], "rule": "muon", "lr": lr, "decay": MATRIX_DECAY, "betas": betas_muon})
-    return MuonAdamW(groups, polar_dtype=model.precision)
+        group = {"params": [p], "rule": "muon", "lr": lr, "decay": MATRIX_DECAY}
+        groups.append({**group, "betas": (MOMENTUM_START, NORMUON_BETA2)})
+    return MuonAdamW(groups, model.operators.polar, model.precision)
 
 
-# ----------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Data
 
 
 class Rows:
-    """All training rows on the device, drawn in a seeded random order, every row once before any comes again.
+    """All training rows on the device, drawn in random order, each once before any comes again.
 
     A row has context + 1 tokens: inputs are all but the last, targets all but the first.
     """
@@ -424,7 +438,8 @@ class Rows:
             self.rows = shards[0]  # mapped memory is as good as any
         else:
             self.rows = torch.empty(num_rows, shards[0].size(1), dtype=torch.int16, device=device)
-            for part, shard in zip(self.rows.split([len(shard) for shard in shards]), shards, strict=True):
+            parts = self.rows.split([len(shard) for shard in shards])
+            for part, shard in zip(parts, shards, strict=True):
                 part.copy_(shard)
         self.generator = torch.Generator(device).manual_seed(seed)
         self.order = torch.empty(0, dtype=torch.int64, device=device)
@@ -432,14 +447,15 @@ class Rows:
     def draw(self, num_rows):
         """Inputs and targets, (num_rows, context) each; nothing here waits for the device."""
         while len(self.order) < num_rows:
-            again = torch.randperm(len(self.rows), generator=self.generator, device=self.rows.device)
+            num, device = len(self.rows), self.rows.device
+            again = torch.randperm(num, generator=self.generator, device=device)
             self.order = torch.cat([self.order, again])
         picked, self.order = self.order[:num_rows], self.order[num_rows:]
         tokens = self.rows[picked].long()  # int16 holds any id: the vocabulary is 32768 at most
         return tokens[:, :-1], tokens[:, 1:]
 
 
-# ----------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Schedule
 
 
@@ -452,7 +468,7 @@ def learning_rate(progress):
 
 
 def schedule(optimizer, progress, step):
-    """Set what changes with time: rates by the clock, Muon's momentum by steps. Returns the multiplier."""
+    """Set what changes: rates by the clock, Muon's momentum by steps. Returns the multiplier."""
     multiplier = learning_rate(progress)
     ramp = min(1.0, step / max(1, MOMENTUM_RAMP))
     for group in optimizer.param_groups:
@@ -465,12 +481,12 @@ def schedule(optimizer, progress, step):
 
 
 def split_batch(total_rows, micro_rows):
-    """(micro-batch rows, micro-batches a step): their product is the total, or a little above where it won't divide."""
+    """(micro-batch rows, micro-batches a step); their product is the total, or just above it."""
     accumulation = math.ceil(total_rows / micro_rows)
     return math.ceil(total_rows / accumulation), accumulation
 
 
-# ----------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Main
 
 
@@ -488,22 +504,23 @@ def train_step(model, optimizer, rows, micro_rows, accumulation):
 
 def compile_parts(model, optimizer):
     """Compile one block (not all: they are alike), the loss and the two rules."""
-    torch._dynamo.config.recompile_limit = 64  # a variant for each window, value embedding, micro-batch
+    torch._dynamo.config.recompile_limit = 64  # one for each window, micro-batch, matrix shape
     model.block = torch.compile(model.block, dynamic=False, fullgraph=True)
-    model.loss = torch.compile(model.loss, dynamic=False)
+    model.operators.head_loss = torch.compile(model.operators.head_loss, dynamic=False)
     optimizer.adamw_rule = torch.compile(adamw_rule, dynamic=False, fullgraph=True)
     optimizer.muon_rule = torch.compile(muon_rule, dynamic=False, fullgraph=True)
 
 
 def warm_up(run, model, optimizer):
-    """Steps on random rows until everything is compiled; finds the micro-batch that fits. Off the clock."""
-    micro_rows, accumulation = split_batch(TOTAL_BATCH, MICRO_BATCH)
-    steps = 0
+    """Steps on random rows, off the clock: compiles, and finds the micro-batch that fits."""
+    total_rows, micro_rows, accumulation = TOTAL_BATCH, *split_batch(TOTAL_BATCH, MICRO_BATCH)
+    steps, fastest_s = 0, math.inf
     while steps < WARMUP_STEPS:
         rows = Rows([run.synthetic_rows(micro_rows)], run.device, run.seed)
+        started = time.perf_counter()
         try:
-            train_step(model, optimizer, rows, micro_rows, accumulation)
-            steps += 1
+            train_step(model, optimizer, rows, micro_rows, accumulation).item()
+            steps, fastest_s = steps + 1, min(fastest_s, time.perf_counter() - started)
             continue
         except torch.OutOfMemoryError:
             if micro_rows == 1:
@@ -513,14 +530,21 @@ def warm_up(run, model, optimizer):
         gc.collect()
         if run.device.type == "cuda":
             torch.cuda.empty_cache()
-        smaller, accumulation = split_batch(TOTAL_BATCH, micro_rows // 2)
-        print(f"out of memory with {micro_rows} rows at once: taking {smaller} x {accumulation}", flush=True)
+        smaller, accumulation = split_batch(total_rows, micro_rows // 2)
+        print(f"out of memory with {micro_rows} rows at once: now {smaller} x {accumulation}")
         micro_rows = smaller
+    if steps and fastest_s * MIN_STEPS > run.budget_s:
+        total_rows = max(1, int(total_rows * run.budget_s / (fastest_s * MIN_STEPS)))
+        print(f"a step takes {fastest_s:.2f} s: cutting the batch to {total_rows} rows")
+        micro_rows, accumulation = split_batch(total_rows, micro_rows)
     return micro_rows, accumulation
 
 
 class LateLoss:
-    """Losses read without waiting: on CUDA the one of three steps ago, which `run.proceed` has already waited for."""
+    """Losses read without waiting: on CUDA that of three steps ago, which is certainly finished.
+
+    `run.proceed` keeps the queue to two steps, so this costs no wait.
+    """
 
     def __init__(self, device):
         self.lag = 3 if device.type == "cuda" else 1
@@ -542,13 +566,13 @@ def main(run):
     if COMPILE and run.device.type == "cuda":
         compile_parts(model, optimizer)
     num_params = sum(p.numel() for p in model.parameters())
-    print(f"{num_params / 1e6:.2f}M parameters, depth {DEPTH}, width {model.width}, {model.precision}", flush=True)
-    print(f"operators: {model.operators}; windows {model.windows}", flush=True)
+    print(f"{num_params / 1e6:.2f}M parameters, depth {DEPTH}, width {model.width}")
+    print(f"{model.precision}; {model.operators}; windows {model.windows}", flush=True)
     with run.warmup(model, optimizer):
         micro_rows, accumulation = warm_up(run, model, optimizer)
     step_tokens = micro_rows * accumulation * run.context
     print(f"{micro_rows} rows x {accumulation} a step, {step_tokens} tokens", flush=True)
-    percent, percent_exact = (100 * model.flops_per_token(exact) / PEAK_FLOPS for exact in (False, True))
+    percent, percent_exact = (100 * model.flops_per_token(e) / PEAK_FLOPS for e in (False, True))
     gc.collect()
     gc.freeze()
     gc.disable()
@@ -587,5 +611,5 @@ def main(run):
         width=model.width,
         mfu_percent=percent * tokens_per_s,
         mfu_exact_percent=percent_exact * tokens_per_s,
-        attention=model.operators.names["attention"],
+        attention=model.operators.names["attend"],
     )

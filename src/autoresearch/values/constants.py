@@ -1,9 +1,9 @@
-"""The constants of a train.py: read them, change them, and tell whether two sources are the same program.
+"""The constants of a train.py: read them, change them, and tell two programs apart.
 
-A constant is a line at module level, `NAME = literal  # meaning, unit [low, high] log`, with a name in capitals. The
-range at the end of the comment is what classical optimizers may search: `[a, b]`, `[a, b] log` or the choices
-`{x, y, z}`; without one the constant is not searched. Products and powers of whole numbers (`2**19`) count as
-literals. A name that is assigned twice at module level is no constant.
+A constant is a line at module level, `NAME = literal  # meaning, unit [low, high] log`, with a name
+in capitals. The range at the end of the comment is what classical optimizers may search: `[a, b]`,
+`[a, b] log` or the choices `{x, y, z}`; without one the constant is not searched. Products and
+powers of whole numbers (`2**19`) count as literals. A name that is bound twice is no constant.
 
 Everything here works on text and syntax trees; no source is ever executed.
 """
@@ -18,7 +18,7 @@ import re
 import tokenize
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from autoresearch.values.errors import UserError
@@ -26,7 +26,9 @@ from autoresearch.values.errors import UserError
 _NAME = re.compile(r"_?[A-Z][A-Z0-9_]*\Z")
 _RANGE = re.compile(r"\[\s*([^,\[\]]+?)\s*,\s*([^,\[\]]+?)\s*\]\s*(log)?\s*\Z")
 _CHOICES = re.compile(r"\{([^{}]*)\}\s*\Z")
-_MAX_BITS = 256  # of a whole number written as a power: `9**9**9` in a source must not cost us memory
+_MAX_BITS = (
+    256  # of a whole number written as a power: `9**9**9` in a source must not cost us memory
+)
 _SEED = re.compile(r"seed|default_rng|PRNGKey", re.IGNORECASE)
 
 
@@ -46,8 +48,8 @@ class Constant:
 
     @property
     def is_searchable(self) -> bool:
-        """True when the comment names a range or choices."""
-        return self.low is not None or bool(self.choices)
+        """True when the comment names a range or more than one choice."""
+        return self.low is not None or len(self.choices) > 1
 
 
 def parse_constants(source: str) -> dict[str, Constant]:
@@ -75,7 +77,10 @@ def substitute(source: str, values: Mapping[str, Any]) -> str:
     constants = parse_constants(source)
     unknown = sorted(set(values) - set(constants))
     if unknown:
-        raise UserError(f"train.py has no constant {', '.join(unknown)}; it has {', '.join(constants) or 'none'}")
+        raise UserError(
+            f"train.py has no constant {', '.join(unknown)}; "
+            f"it has {', '.join(constants) or 'none'}"
+        )
     lines = _split_lines(source)
     nodes = dict(_assignments(parse_source(source)))
     for name in sorted(values, key=lambda name: -constants[name].line):
@@ -88,7 +93,7 @@ def substitute(source: str, values: Mapping[str, Any]) -> str:
 
 
 def fingerprint(source: str) -> str:
-    """SHA-256 of what the program does: its syntax tree without docstrings, comments and formatting.
+    """SHA-256 of what the program does: its syntax tree without docstrings and comments.
 
     Python's own dump of a tree changes between minor versions, so compare within one version only.
     """
@@ -96,15 +101,20 @@ def fingerprint(source: str) -> str:
 
 
 def is_seed_only_change(old: str, new: str) -> bool:
-    """True when the two programs differ, but only in seeds: a seed's value, arithmetic on it, arguments of a seeding call."""
+    """True when the programs differ, but only in seeds.
+
+    That is: in a seed's value, in arithmetic on it, or in the arguments of a seeding call.
+    """
     if fingerprint(old) == fingerprint(new):
         return False
-    without = [_hash_tree(_DropSeeds().visit(_strip_texts(parse_source(text)))) for text in (old, new)]
+    without = [
+        _hash_tree(_DropSeeds().visit(_strip_texts(parse_source(text)))) for text in (old, new)
+    ]
     return without[0] == without[1]
 
 
 def num_ast_nodes(source: str) -> int:
-    """Nodes of the syntax tree without docstrings: the size of a program that formatting cannot change."""
+    """Nodes of the syntax tree without docstrings: a size that formatting cannot change."""
     tree = _strip_texts(parse_source(source))
     return sum(not isinstance(node, ast.expr_context) for node in ast.walk(tree))
 
@@ -124,7 +134,7 @@ def parse_source(source: str) -> ast.Module:
 
 
 def _assignments(tree: ast.Module) -> Iterator[tuple[str, ast.expr]]:
-    """Names in capitals that are bound once outside functions, by a plain assignment, with its right side."""
+    """Names in capitals that are bound once outside functions, each with its right side."""
     times = Counter(_bound_names(tree))
     for node in tree.body:
         target: ast.expr | None = None
@@ -143,12 +153,14 @@ def _bound_names(node: ast.AST) -> Iterator[str]:
     for child in ast.iter_child_nodes(node):
         if isinstance(child, ast.Name) and isinstance(child.ctx, ast.Store):
             yield child.id
-        if not isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef | ast.Lambda):
+        if not isinstance(
+            child, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef | ast.Lambda
+        ):
             yield from _bound_names(child)
 
 
 def _evaluate(node: ast.expr) -> Any:
-    """The value of a literal, a number with a sign, or a product or power of whole numbers; None for all else."""
+    """The value of a literal, or of a product or power of whole numbers; None for all else."""
     try:
         return ast.literal_eval(node)
     except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError):
@@ -160,7 +172,7 @@ def _evaluate(node: ast.expr) -> Any:
         return None
     if isinstance(node.op, ast.Mult):
         return left * right if left.bit_length() + right.bit_length() <= _MAX_BITS else None
-    return left**right if 0 <= right and left.bit_length() * right <= _MAX_BITS else None
+    return left**right if right >= 0 and left.bit_length() * right <= _MAX_BITS else None
 
 
 def _read_comments(source: str) -> dict[int, str]:
@@ -174,6 +186,7 @@ def _read_comments(source: str) -> dict[int, str]:
 
 def _constant(name: str, value: Any, line: int, comment: str) -> Constant:
     is_int = type(value) is int
+    plain = Constant(name=name, value=value, line=line, meaning=comment, is_int=is_int)
     bounds, choices = _RANGE.search(comment), _CHOICES.search(comment)
     if bounds and type(value) in (int, float):
         low, high = (_number(text, name, line) for text in bounds.group(1, 2))
@@ -183,15 +196,13 @@ def _constant(name: str, value: Any, line: int, comment: str) -> Constant:
                 f"train.py line {line}: {name} has the range {bounds.group(0)!r}, "
                 "expected [low, high] with low < high, and low > 0 for log"
             )
-        return Constant(
-            name=name, value=value, line=line, meaning=_meaning(comment, bounds), low=low, high=high,
-            is_log=is_log, is_int=is_int,
-        )  # fmt: skip
+        meaning = _meaning(comment, bounds)
+        return replace(plain, meaning=meaning, low=low, high=high, is_log=is_log)
     if choices:
-        options = tuple(_choice(text.strip(), value, name, line) for text in choices.group(1).split(","))
-        meaning = _meaning(comment, choices)
-        return Constant(name=name, value=value, line=line, meaning=meaning, choices=options, is_int=is_int)
-    return Constant(name=name, value=value, line=line, meaning=comment, is_int=is_int)
+        texts = (text.strip() for text in choices.group(1).split(","))
+        options = tuple(_choice(text, value, name, line) for text in texts)
+        return replace(plain, meaning=_meaning(comment, choices), choices=options)
+    return plain
 
 
 def _meaning(comment: str, match: re.Match[str]) -> str:
@@ -201,7 +212,9 @@ def _meaning(comment: str, match: re.Match[str]) -> str:
 def _number(text: str, name: str, line: int) -> float:
     value = _parse_literal(text)
     if type(value) not in (int, float) or not math.isfinite(value):
-        raise UserError(f"train.py line {line}: {name} has the bound {text!r} in its range, expected a number")
+        raise UserError(
+            f"train.py line {line}: {name} has the bound {text!r} in its range, expected a number"
+        )
     return float(value)
 
 
@@ -214,7 +227,8 @@ def _choice(text: str, value: Any, name: str, line: int) -> Any:
         return float(option)
     if type(option) is not type(value):
         raise UserError(
-            f"train.py line {line}: {name} = {value!r} has the choice {text!r}, expected a {type(value).__name__}"
+            f"train.py line {line}: {name} = {value!r} has the choice {text!r}, "
+            f"expected a {type(value).__name__}"
         )
     return option
 
@@ -233,7 +247,10 @@ def _literal(name: str, value: Any, current: Any) -> str:
     elif type(current) is int and type(value) is float and value.is_integer():
         value = int(value)
     if type(value) is not type(current) or (type(value) is float and not math.isfinite(value)):
-        raise UserError(f"constant {name} = {current!r} cannot become {value!r}, expected a {type(current).__name__}")
+        raise UserError(
+            f"constant {name} = {current!r} cannot become {value!r}, "
+            f"expected a {type(current).__name__}"
+        )
     if isinstance(value, str):
         text = repr(value)
         return f'"{text[1:-1]}"' if text[0] == "'" and '"' not in text else text
@@ -241,7 +258,7 @@ def _literal(name: str, value: Any, current: Any) -> str:
 
 
 def _split_lines(source: str) -> list[bytes]:
-    """Lines with their ends, cut where Python's parser cuts (not at form feeds), as bytes: its columns count bytes."""
+    """Lines as bytes, cut where Python's parser cuts: its columns count bytes."""
     return re.findall(rb"[^\r\n]*(?:\r\n|\r|\n)|[^\r\n]+", source.encode())
 
 
@@ -277,10 +294,10 @@ def _names_seed(node: ast.AST) -> bool:
 
 
 class _DropSeeds(ast.NodeTransformer):
-    """Replaces every seed by one and the same thing, so that programs can be compared without them."""
+    """Replaces every seed by one and the same thing."""
 
     def visit_Call(self, node: ast.Call) -> ast.AST:
-        """A seeding call keeps its name and loses its arguments; a keyword `seed=` loses its value."""
+        """A seeding call loses its arguments; a keyword `seed=` loses its value."""
         if _names_seed(node.func):
             node.args, node.keywords = [], []
             return node
@@ -291,7 +308,10 @@ class _DropSeeds(ast.NodeTransformer):
 
     def visit_Assign(self, node: ast.Assign) -> ast.AST:
         """A number assigned to a name that speaks of a seed is one."""
-        if any(_names_seed(target) for target in node.targets) and _evaluate(node.value) is not None:
+        if (
+            any(_names_seed(target) for target in node.targets)
+            and _evaluate(node.value) is not None
+        ):
             node.value = ast.Constant(value=0)
         return self.generic_visit(node)
 
@@ -309,4 +329,6 @@ class _DropSeeds(ast.NodeTransformer):
 
     def visit_Name(self, node: ast.Name) -> ast.AST:
         """A name that speaks of a seed, where it is read."""
-        return ast.Constant(value=0) if _names_seed(node) and isinstance(node.ctx, ast.Load) else node
+        return (
+            ast.Constant(value=0) if _names_seed(node) and isinstance(node.ctx, ast.Load) else node
+        )

@@ -1,7 +1,7 @@
 """What `status` and `diff` print, and the console that every command prints through.
 
-Nothing here parses markup: text is built from `rich.text.Text` pieces with explicit styles, so that a description
-with brackets in it stays a description.
+Nothing here parses markup: text is built from `rich.text.Text` pieces with explicit styles, so that
+a description with brackets in it stays a description.
 """
 
 from __future__ import annotations
@@ -10,20 +10,28 @@ import json
 import math
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from autoresearch.search.history import History
+from autoresearch.search.noise import Noise
+from autoresearch.values.config import Config
 from autoresearch.values.records import Trial, Verdict
-from autoresearch.views.digest import Digest, closed_trials, measure, score_trial, verdict_of
-from autoresearch.views.text import bpb, clean, clean_lines, count_verdicts, duration, percent, plural, short, signed
-
-if TYPE_CHECKING:
-    from autoresearch.search.judge import Noise
-    from autoresearch.search.ledger import History
-    from autoresearch.values.config import Config
+from autoresearch.views.digest import Digest, measure, score_trial, verdict_of
+from autoresearch.views.text import (
+    bpb,
+    clean,
+    clean_lines,
+    count_verdicts,
+    duration,
+    percent,
+    plural,
+    short,
+    signed,
+)
 
 VERDICT_STYLES = {
     Verdict.KEEP: "bold green",
@@ -40,7 +48,9 @@ def make_console(*, to_stderr: bool = False) -> Console:
     """A console without markup; 120 columns where the output is not a terminal."""
     stream = sys.stderr if to_stderr else sys.stdout
     width = None if stream.isatty() else 120
-    return Console(stderr=to_stderr, width=width, highlight=False, markup=False, emoji=False, soft_wrap=False)
+    return Console(
+        stderr=to_stderr, width=width, highlight=False, markup=False, emoji=False, soft_wrap=False
+    )
 
 
 def print_json(value: Any) -> None:
@@ -75,13 +85,17 @@ def verdict_text(verdict: Verdict | None) -> Text:
     return Text(verdict.value.replace("_", " "), style=VERDICT_STYLES[verdict])
 
 
-def status_json(history: History, noise: Noise | None, config: Config, last: int) -> dict[str, Any]:
+def status_json(history: History, noise: Noise, config: Config, last: int) -> dict[str, Any]:
     """The figures of `status` as plain values."""
     digest = measure(history, noise)
     trials = history.trials[-last:] if last else history.trials
     return {
         "tag": config.session.tag,
-        "baseline": {"commit": history.baseline, "val_bpb": _mean(digest.baseline), "runs": _runs(digest.baseline)},
+        "baseline": {
+            "commit": history.baseline,
+            "val_bpb": _mean(digest.baseline),
+            "runs": _runs(digest.baseline),
+        },
         "champion": {
             "commit": history.champion,
             "trial": history.champion_trial_id,
@@ -90,6 +104,8 @@ def status_json(history: History, noise: Noise | None, config: Config, last: int
         },
         "gain_bpb": digest.gain_bpb,
         "gain_error_bpb": digest.gain_error_bpb,
+        "kept_gain_bpb": digest.kept_gain_bpb,
+        "kept_gain_error_bpb": digest.kept_gain_error_bpb,
         "sigma_bpb": digest.sigma_bpb,
         "trials": digest.num_closed,
         "verdicts": {verdict.value: count for verdict, count in digest.counts.items()},
@@ -123,7 +139,9 @@ def _runs(score: Any) -> int:
     return score.num_runs if score else 0
 
 
-def print_status(console: Console, history: History, noise: Noise | None, config: Config, last: int) -> None:
+def print_status(
+    console: Console, history: History, noise: Noise, config: Config, last: int
+) -> None:
     """Champion, baseline, gain, counts, pace, and the last trials (0: all)."""
     digest = measure(history, noise)
     console.print(key_values(_status_rows(history, digest, config)))
@@ -136,7 +154,9 @@ def print_status(console: Console, history: History, noise: Noise | None, config
 
 
 def _status_rows(history: History, digest: Digest, config: Config) -> list[tuple[str, Text | str]]:
-    rows: list[tuple[str, Text | str]] = [("session", Text(clean(config.session.tag), style="bold"))]
+    rows: list[tuple[str, Text | str]] = [
+        ("session", Text(clean(config.session.tag), style="bold"))
+    ]
     if digest.baseline is None:
         return [*rows, ("baseline", "not measured yet")]
     noise = f", sigma {digest.sigma_bpb:.4f}" if digest.sigma_bpb is not None else ""
@@ -147,10 +167,17 @@ def _status_rows(history: History, digest: Digest, config: Config) -> list[tuple
     else:
         score, runs = bpb(digest.champion.mean_bpb), plural(digest.champion.num_runs, "run")
         where = f"trial {history.champion_trial_id}, {runs}"
-        rows.append(("champion", Text(f"{short(history.champion)}  val_bpb {score}  ({where})", style="bold green")))
-        error = f", standard error {digest.gain_error_bpb:.4f}" if digest.gain_error_bpb else ""
-        gain = f"{signed(digest.gain_bpb)}  ({percent(digest.gain_bpb, digest.baseline.mean_bpb)}{error})"
-        rows.append(("gain", gain))
+        rows.append(
+            (
+                "champion",
+                Text(f"{short(history.champion)}  val_bpb {score}  ({where})", style="bold green"),
+            )
+        )
+        more = f", standard error {digest.gain_error_bpb:.4f}" if digest.gain_error_bpb else ""
+        if digest.kept_gain_bpb is not None:
+            more = f"; {signed(digest.kept_gain_bpb)} side by side, at each keep"
+        share = percent(digest.gain_bpb, digest.baseline.mean_bpb)
+        rows.append(("gain", f"{signed(digest.gain_bpb)}  ({share}{more})"))
     counts = f": {count_verdicts(digest.counts)}" if digest.counts else ""
     rows.append(("trials", f"{digest.num_closed}{counts}"))
     if digest.trials_per_hour:
@@ -176,12 +203,6 @@ def trials_table(trials: Sequence[Trial]) -> Table:
             Text(clean(trial.description, 200)),
         )
     return table
-
-
-def best_trials(history: History, limit: int) -> list[Trial]:
-    """Trials with a score, best first."""
-    scored = [(score.mean_bpb, trial) for trial in closed_trials(history) if (score := score_trial(trial))]
-    return [trial for _, trial in sorted(scored, key=lambda pair: pair[0])][:limit]
 
 
 def diff_text(diff: str) -> Text:

@@ -1,8 +1,13 @@
 """The figures that every view shows, worked out once from the history.
 
-Two rules keep them honest. A commit's score is the mean of its fresh runs (those never selected on) as soon as it
-has any; the screening and deciding runs of a trial count only until then. And where the noise was estimated with
-fewer than `FEW` degrees of freedom, views give the range of the runs and no statistical word.
+Two rules keep them honest. A commit's score is the mean of its fresh runs (those never selected on)
+as soon as it has any; the screening and deciding runs of a trial count only until then. And where
+the noise was estimated with fewer than `FEW` degrees of freedom, views give the range of the runs
+and no statistical word.
+
+Where candidates are judged side by side with champion runs (paired, because the machine drifts),
+the plain difference between champion and baseline holds the drift too; the gains at each keep do
+not, and are added up beside it.
 """
 
 from __future__ import annotations
@@ -11,13 +16,11 @@ import math
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-from autoresearch.values.records import Measurement, Purpose, Trial, Verdict
-
-if TYPE_CHECKING:
-    from autoresearch.search.judge import Noise
-    from autoresearch.search.ledger import History
+from autoresearch.search.history import FRESH, History
+from autoresearch.search.noise import Noise, has_score, measure_noise, score_of, should_pair
+from autoresearch.values.config import Config
+from autoresearch.values.records import Measurement, Trial, Verdict
 
 FEW = 5
 """Degrees of freedom under which a spread is not called sigma."""
@@ -25,7 +28,6 @@ FEW = 5
 FAILED = (Verdict.CRASH, Verdict.TIMEOUT, Verdict.CHEAT, Verdict.INTERRUPTED)
 """Verdicts of trials that have no score."""
 
-_FRESH = (Purpose.CALIBRATE, Purpose.CHAMPION)
 _PAUSE_S = 900.0  # nothing ran for longer than this and three budgets: nobody was at work
 
 
@@ -46,7 +48,11 @@ class Digest:
     baseline: Score | None
     champion: Score | None
     gain_bpb: float | None
-    gain_error_bpb: float | None  # standard error of the gain; None with few degrees of freedom
+    gain_error_bpb: (
+        float | None
+    )  # standard error of the gain; None where paired, and where little is known
+    kept_gain_bpb: float | None  # the gains of all keeps added up; only where paired
+    kept_gain_error_bpb: float | None
     sigma_bpb: float | None  # of one run; None with few degrees of freedom
     counts: dict[Verdict, int]
     num_closed: int
@@ -58,28 +64,33 @@ class Digest:
 
 def score_runs(runs: Iterable[Measurement]) -> Score | None:
     """The mean of the runs that have a score."""
-    values = [run.val_bpb for run in runs if run.is_scored and run.val_bpb is not None]
+    values = [score_of(run) for run in runs if has_score(run)]
     if not values:
         return None
     return Score(
-        mean_bpb=math.fsum(values) / len(values), num_runs=len(values), low_bpb=min(values), high_bpb=max(values)
+        mean_bpb=math.fsum(values) / len(values),
+        num_runs=len(values),
+        low_bpb=min(values),
+        high_bpb=max(values),
     )
 
 
 def score_commit(history: History, commit: str | None) -> Score | None:
     """The mean of all fresh runs of a commit."""
-    return score_runs(run for run in history.runs if run.commit == commit and run.purpose in _FRESH)
+    return score_runs(history.runs_of(commit)) if commit else None
 
 
 def score_trial(trial: Trial) -> Score | None:
-    """What a trial scored: its fresh runs, else what the judge decided on; None for a trial without a score."""
+    """Its fresh runs, else what the judge decided on; None for a trial without a score."""
     if trial.decision is not None and trial.decision.verdict in FAILED:
         return None
-    fresh = score_runs(run for run in trial.runs if run.purpose in _FRESH)
-    judged = score_runs(run for run in trial.runs if run.purpose not in _FRESH)
+    fresh = score_runs(run for run in trial.runs if run.purpose in FRESH)
+    judged = score_runs(run for run in trial.runs if run.purpose not in FRESH)
     if fresh is None and trial.decision is not None and trial.decision.val_bpb is not None:
         value = trial.decision.val_bpb
-        return Score(mean_bpb=value, num_runs=judged.num_runs if judged else 1, low_bpb=value, high_bpb=value)
+        return Score(
+            mean_bpb=value, num_runs=judged.num_runs if judged else 1, low_bpb=value, high_bpb=value
+        )
     return fresh or judged
 
 
@@ -110,7 +121,9 @@ def find_champion(history: History) -> Score | None:
 
 def active_seconds(history: History) -> float:
     """Time between the first and the last run, without the pauses in which nobody was at work."""
-    spans = sorted((run.at - run.startup_s, run.at + run.training_s + run.scoring_s) for run in history.runs)
+    spans = sorted(
+        (run.at - run.startup_s, run.at + run.training_s + run.scoring_s) for run in history.runs
+    )
     longest_budget_s = max((run.budget_s for run in history.runs), default=0.0)
     total, end = 0.0, spans[0][0] if spans else 0.0
     for start, stop in spans:
@@ -122,15 +135,31 @@ def active_seconds(history: History) -> float:
     return total
 
 
-def measure(history: History, noise: Noise | None) -> Digest:
+def find_noise(history: History, config: Config) -> Noise:
+    """The noise as the judge sees it: of single runs, or of pairs."""
+    device = history.runs[-1].device if history.runs else config.trial.device
+    return measure_noise(history, should_pair(config.judge, device, history))
+
+
+def measure(history: History, noise: Noise) -> Digest:
     """Everything that `status` and the report need."""
     baseline, champion = score_commit(history, history.baseline), find_champion(history)
     closed = closed_trials(history)
-    sigma = noise.sigma_bpb if noise is not None and noise.degrees_of_freedom >= FEW else None
-    gain = baseline.mean_bpb - champion.mean_bpb if baseline and champion else None
-    error = None
-    if sigma is not None and baseline and champion and history.champion != history.baseline:
-        error = sigma * math.sqrt(1 / baseline.num_runs + 1 / champion.num_runs)
+    is_known = noise.degrees_of_freedom >= FEW
+    has_gain = (
+        baseline is not None and champion is not None and history.champion != history.baseline
+    )
+    gain = error = kept_gain = kept_error = None
+    if has_gain and baseline and champion:
+        gain = baseline.mean_bpb - champion.mean_bpb
+        if noise.is_paired:
+            gains = [
+                trial.decision.gain_bpb or 0.0 for trial in kept_trials(history) if trial.decision
+            ]
+            kept_gain = math.fsum(gains)
+            kept_error = noise.sigma_bpb * math.sqrt(len(gains)) if is_known else None
+        elif is_known:
+            error = noise.sigma_bpb * math.sqrt(1 / baseline.num_runs + 1 / champion.num_runs)
     active_s = active_seconds(history)
     counts = Counter(verdict for trial in closed if (verdict := verdict_of(trial)) is not None)
     return Digest(
@@ -138,7 +167,9 @@ def measure(history: History, noise: Noise | None) -> Digest:
         champion=champion,
         gain_bpb=gain,
         gain_error_bpb=error,
-        sigma_bpb=sigma,
+        kept_gain_bpb=kept_gain,
+        kept_gain_error_bpb=kept_error,
+        sigma_bpb=noise.run_sigma_bpb if is_known else None,
         counts={verdict: counts[verdict] for verdict in Verdict if counts[verdict]},
         num_closed=len(closed),
         num_runs=len(history.runs),

@@ -1,8 +1,9 @@
 """Where a label can stand without hiding anything: rectangles, points and segments in pixels.
 
-Greedy: each label takes the first free place near its point. Left and below come first, because a falling line leaves
-that side empty. Labels far away stand straight below their point and begin there, so that a caller who asks from right
-to left gets a stair of labels whose leaders cross nothing.
+Greedy: each label takes the first free place near its point. Left and below come first, because a
+falling line leaves that side empty. Labels far away stand straight below their point and begin
+there, so that a caller who asks from right to left gets a stair of labels whose leaders cross
+nothing.
 """
 
 from __future__ import annotations
@@ -14,14 +15,14 @@ from dataclasses import dataclass, field
 Point = tuple[float, float]
 Box = tuple[float, float, float, float]  # x0, y0, x1, y1
 
-_PAD = 3.0  # pixels kept free around a label
-_DISTANCES = (9.0, *(22.0 + 12 * step for step in range(40)))
+_PAD = 2.0  # pixels kept free around a label
+_DISTANCES = (9.0, *(22.0 + 4 * step for step in range(120)))
 _NEAR = 60.0  # farther away only straight below: elsewhere a leader runs through the other marks
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Spot:
-    """The lower left corner of a label, and the line that leads to its point where it stands apart."""
+    """The lower left corner of a label, and the line to its point where it stands apart."""
 
     x: float
     y: float
@@ -54,9 +55,13 @@ class Placer:
 
     def _is_free(self, box: Box, leader: tuple[Point, Point] | None) -> bool:
         x0, y0, x1, y1 = self.frame
-        if box[0] < x0 or box[1] < y0 + 24 or box[2] > x1 or box[3] > y1:  # 24: crosses on the lower edge
+        if (
+            box[0] < x0 or box[1] < y0 + 24 or box[2] > x1 or box[3] > y1
+        ):  # 24: crosses on the lower edge
             return False
-        if any(box[0] < b[2] and b[0] < box[2] and box[1] < b[3] and b[1] < box[3] for b in self._boxes):
+        if any(
+            box[0] < b[2] and b[0] < box[2] and box[1] < b[3] and b[1] < box[3] for b in self._boxes
+        ):
             return False
         if any(box[0] - 4 < x < box[2] + 4 and box[1] - 4 < y < box[3] + 4 for x, y in self.points):
             return False
@@ -70,7 +75,9 @@ class Placer:
         )
 
 
-def _corners(anchor: Point, width: float, height: float, distance: float, is_stair: bool) -> Iterator[Point]:
+def _corners(
+    anchor: Point, width: float, height: float, distance: float, is_stair: bool
+) -> Iterator[Point]:
     """Lower left corners of labels that stand `distance` away from `anchor`, best first."""
     x, y = anchor
     below, slant = y - distance - height, 0.8 * distance

@@ -1,34 +1,37 @@
 """progress.png: every trial a mark, the champion a falling line, the baseline's noise a band.
 
-Marks: grey dot discarded, amber ring near miss, green dot kept, red cross on the lower edge without a score (crash,
-timeout, cheat, interrupted), grey triangle on the upper edge worse than the picture shows. Labels go where they hide
-nothing; a kept trial whose label finds no place keeps its number only, and summary.md has them all.
+Marks: grey dot discarded, amber ring near miss, green dot kept, red cross on the lower edge without
+a score (crash, timeout, cheat, interrupted), grey triangle on the upper edge worse than the picture
+shows. Labels go where they hide nothing; a kept trial whose label finds no place keeps its number
+only, and summary.md has them all.
 """
 
 from __future__ import annotations
 
 import io
-import math
 import warnings
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from autoresearch.search.history import History
+from autoresearch.search.noise import Noise
 from autoresearch.values.records import Trial, Verdict
-from autoresearch.views.digest import FAILED, closed_trials, measure, score_trial
-from autoresearch.views.text import bpb, clean, count_verdicts, percent, plural
+from autoresearch.views.digest import (
+    FAILED,
+    closed_trials,
+    find_champion,
+    measure,
+    score_commit,
+    score_trial,
+)
+from autoresearch.views.labels import INK, label_kept
+from autoresearch.views.text import bpb, count_verdicts, percent, plural
 
-if TYPE_CHECKING:
-    from autoresearch.search.judge import Noise
-    from autoresearch.search.ledger import History
-    from autoresearch.views.placing import Spot
-
-INK, GREY, GREEN, AMBER, RED, BAND = "#22272e", "#b4bac2", "#1a7f4b", "#d98a00", "#c0362c", "#7f8fa6"
-_LABEL = {"fontsize": 8.5, "color": INK, "parse_math": False, "zorder": 6}
-_LABEL_CHARS = 38
-_MAX_LABELS = 16
+GREY, GREEN, AMBER = "#b4bac2", "#1a7f4b", "#d98a00"
+RED, BAND = "#c0362c", "#7f8fa6"
 
 
-def progress_png(history: History, noise: Noise | None) -> bytes:
+def progress_png(history: History, noise: Noise) -> bytes:
     """The picture of a session, 1600 x 900."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -45,27 +48,30 @@ def progress_png(history: History, noise: Noise | None) -> bytes:
     _draw_trials(axes, trials, high)
     steps = _draw_champion(axes, history, trials)
     _dress(axes, history, noise, trials)
-    with warnings.catch_warnings():  # a description may hold a character that the font lacks; it shows as a box
+    with (
+        warnings.catch_warnings()
+    ):  # a description may hold a character that the font lacks; it shows as a box
         warnings.filterwarnings("ignore", message="Glyph .* missing")
         canvas.draw()  # fixes the layout, so that labels can be placed in pixels
-        _label_kept(axes, trials, steps, canvas.get_renderer())
+        label_kept(axes, trials, steps, canvas.get_renderer())
         page = io.BytesIO()
         figure.savefig(page, format="png", metadata={"Software": "autoresearch"})
     return page.getvalue()
 
 
 def _limits(history: History, trials: Sequence[Trial]) -> tuple[float, float]:
-    """A range that shows what matters: outliers go to the edge, and labels get room under the line."""
-    digest = measure(history, None)
+    """A range that shows what matters: outliers at the edge, room for labels under the line."""
     scores = sorted(score.mean_bpb for trial in trials if (score := score_trial(trial)))
-    scores = [score for score in scores if math.isfinite(score)]
-    anchors = [bound for s in (digest.baseline, digest.champion) if s for bound in (s.low_bpb, s.high_bpb)]
+    ends = (score_commit(history, history.baseline), find_champion(history))
+    anchors = [bound for s in ends if s for bound in (s.low_bpb, s.high_bpb)]
     if not scores and not anchors:
         return 0.0, 1.0
     low = min(scores[:1] + anchors)
     top = max(anchors) if anchors else scores[len(scores) // 2]
     if scores:
-        usual = min(max(scores[3 * len(scores) // 4], top + 0.6 * (top - low)), top + 3 * (top - low))
+        usual = min(
+            max(scores[3 * len(scores) // 4], top + 0.6 * (top - low)), top + 3 * (top - low)
+        )
         high = max(top, min(scores[-1], usual))
     else:
         high = top
@@ -73,16 +79,20 @@ def _limits(history: History, trials: Sequence[Trial]) -> tuple[float, float]:
     return low - 0.32 * span, high + 0.08 * span
 
 
-def _draw_baseline(axes: Any, history: History, noise: Noise | None) -> None:
+def _draw_baseline(axes: Any, history: History, noise: Noise) -> None:
     digest = measure(history, noise)
     if digest.baseline is None:
         return
     mean, sigma = digest.baseline.mean_bpb, digest.sigma_bpb
     low, high = (
-        (mean - sigma, mean + sigma) if sigma is not None else (digest.baseline.low_bpb, digest.baseline.high_bpb)
+        (mean - sigma, mean + sigma)
+        if sigma is not None
+        else (digest.baseline.low_bpb, digest.baseline.high_bpb)
     )
     runs = plural(digest.baseline.num_runs, "run")
-    label = f"baseline, {runs}; band 1 sigma" if sigma is not None else f"baseline; band: its {runs}"
+    label = (
+        f"baseline, {runs}; band 1 sigma" if sigma is not None else f"baseline; band: its {runs}"
+    )
     axes.axhspan(low, high, color=BAND, alpha=0.16, linewidth=0, zorder=0)
     axes.axhline(mean, color=BAND, linewidth=1.2, linestyle=(0, (5, 3)), label=label, zorder=1)
 
@@ -91,10 +101,15 @@ def _draw_trials(axes: Any, trials: Sequence[Trial], high: float) -> None:
     """All marks but the kept ones."""
     size = 34 if len(trials) <= 80 else 16
     edge = axes.get_xaxis_transform()
-    marks: dict[str, list[tuple[int, float]]] = {"discarded": [], "near miss": [], "off the scale": [], "no score": []}
+    marks: dict[str, list[tuple[int, float]]] = {
+        "discarded": [],
+        "near miss": [],
+        "off the scale": [],
+        "no score": [],
+    }
     for number, trial in enumerate(trials, 1):
         score, verdict = score_trial(trial), trial.decision.verdict if trial.decision else None
-        if verdict in FAILED or score is None or not math.isfinite(score.mean_bpb):
+        if verdict in FAILED or score is None:
             marks["no score"].append((number, 0.018))
         elif verdict is not Verdict.KEEP and score.mean_bpb > high:
             marks["off the scale"].append((number, 0.985))
@@ -105,7 +120,13 @@ def _draw_trials(axes: Any, trials: Sequence[Trial], high: float) -> None:
     styles: dict[str, dict[str, Any]] = {
         "discarded": {"color": GREY, "s": size, "linewidths": 0},
         "near miss": {"facecolors": "white", "edgecolors": AMBER, "s": size, "linewidths": 1.6},
-        "off the scale": {"color": GREY, "s": size, "marker": "^", "linewidths": 0, "transform": edge},
+        "off the scale": {
+            "color": GREY,
+            "s": size,
+            "marker": "^",
+            "linewidths": 0,
+            "transform": edge,
+        },
         "no score": {"color": RED, "s": size, "marker": "x", "linewidths": 1.3, "transform": edge},
     }
     for kind, points in marks.items():
@@ -114,13 +135,17 @@ def _draw_trials(axes: Any, trials: Sequence[Trial], high: float) -> None:
             axes.scatter(x, y, label=f"{kind} ({len(points)})", zorder=2, **styles[kind])
 
 
-def _draw_champion(axes: Any, history: History, trials: Sequence[Trial]) -> list[tuple[float, float]]:
+def _draw_champion(
+    axes: Any, history: History, trials: Sequence[Trial]
+) -> list[tuple[float, float]]:
     """The champion's score as a step line with its kept trials; gives the corners of the line."""
-    baseline = measure(history, None).baseline
+    baseline = score_commit(history, history.baseline)
     kept = [
         (number, score.mean_bpb)
         for number, trial in enumerate(trials, 1)
-        if trial.decision and trial.decision.verdict is Verdict.KEEP and (score := score_trial(trial))
+        if trial.decision
+        and trial.decision.verdict is Verdict.KEEP
+        and (score := score_trial(trial))
     ]
     corners: list[tuple[float, float]] = [(0.0, baseline.mean_bpb)] if baseline else []
     for number, value in kept:
@@ -129,31 +154,46 @@ def _draw_champion(axes: Any, history: History, trials: Sequence[Trial]) -> list
         corners.append((number, value))
     if kept:
         corners.append((float(max(len(trials), 1)), corners[-1][1]))
-        axes.plot(*zip(*corners, strict=True), color=GREEN, linewidth=1.8, label="champion", zorder=3)
+        axes.plot(
+            *zip(*corners, strict=True), color=GREEN, linewidth=1.8, label="champion", zorder=3
+        )
     if baseline:
         axes.scatter([0], [baseline.mean_bpb], color=INK, s=46, zorder=4)
     if kept:
         x, y = zip(*kept, strict=True)
         label = f"kept ({len(kept)})"
-        axes.scatter(x, y, color=GREEN, edgecolors="white", linewidths=0.9, s=62, label=label, zorder=5)
+        axes.scatter(
+            x, y, color=GREEN, edgecolors="white", linewidths=0.9, s=62, label=label, zorder=5
+        )
     return corners
 
 
-def _dress(axes: Any, history: History, noise: Noise | None, trials: Sequence[Trial]) -> None:
+def _dress(axes: Any, history: History, noise: Noise, trials: Sequence[Trial]) -> None:
     """Title, axes, legend."""
     from matplotlib.ticker import MaxNLocator
 
     digest = measure(history, noise)
-    title = f"{plural(digest.num_closed, 'trial')}: {count_verdicts(digest.counts)}" if trials else "no trials yet"
+    title = (
+        f"{plural(digest.num_closed, 'trial')}: {count_verdicts(digest.counts)}"
+        if trials
+        else "no trials yet"
+    )
     axes.set_title(title, loc="left", fontsize=13, color=INK, pad=24, fontweight="bold")
-    if digest.baseline and digest.champion and digest.gain_bpb is not None:
+    if digest.baseline:
         story = f"baseline val_bpb {bpb(digest.baseline.mean_bpb)}"
-        if history.champion != history.baseline:
+        if digest.champion and digest.gain_bpb is not None:
             lower = "lower" if digest.gain_bpb >= 0 else "higher"
             change = percent(abs(digest.gain_bpb), digest.baseline.mean_bpb)
-            story = f"val_bpb {bpb(digest.baseline.mean_bpb)} to {bpb(digest.champion.mean_bpb)}, {change} {lower}"
+            scores = f"{bpb(digest.baseline.mean_bpb)} to {bpb(digest.champion.mean_bpb)}"
+            story = f"val_bpb {scores}, {change} {lower}"
         axes.annotate(
-            story, (0, 1), (0, 8), xycoords="axes fraction", textcoords="offset points", fontsize=11, color="#57606a"
+            story,
+            (0, 1),
+            (0, 8),
+            xycoords="axes fraction",
+            textcoords="offset points",
+            fontsize=11,
+            color="#57606a",
         )
     axes.set_xlabel("trial", color=INK)
     axes.set_ylabel("val_bpb (lower is better)", color=INK)
@@ -165,51 +205,12 @@ def _dress(axes: Any, history: History, noise: Noise | None, trials: Sequence[Tr
         axes.spines[side].set_visible(False)
     handles, labels = axes.get_legend_handles_labels()
     if handles:  # below the picture, where it hides nothing; what matters first
-        style: dict[str, Any] = {"fontsize": 9, "frameon": False, "handletextpad": 0.5, "columnspacing": 1.6}
-        axes.figure.legend(handles[::-1], labels[::-1], loc="outside lower center", ncols=len(handles), **style)
-
-
-def _label_kept(axes: Any, trials: Sequence[Trial], steps: Sequence[tuple[float, float]], renderer: Any) -> None:
-    """Descriptions of the kept trials with the biggest gains, numbers of the others, where they hide nothing."""
-    from autoresearch.views.placing import Placer
-
-    to_pixels = axes.transData.transform
-    scored = [(number, trial, score) for number, trial in enumerate(trials, 1) if (score := score_trial(trial))]
-    places = {t.trial_id: tuple(to_pixels((n, s.mean_bpb))) for n, t, s in scored if math.isfinite(s.mean_bpb)}
-    kept = [t for _, t, _ in scored if t.decision and t.decision.verdict is Verdict.KEEP and t.trial_id in places]
-    worded = {trial.trial_id for trial in sorted(kept, key=_gain, reverse=True)[:_MAX_LABELS]}
-    best: list[tuple[str, Spot]] = []
-    for is_stair in (False, True):
-        placer = Placer(
-            frame=axes.get_window_extent(renderer).extents,
-            points=list(places.values()),
-            line=[tuple(to_pixels(corner)) for corner in steps],
-            is_stair=is_stair,
+        style: dict[str, Any] = {
+            "fontsize": 9,
+            "frameon": False,
+            "handletextpad": 0.5,
+            "columnspacing": 1.6,
+        }
+        axes.figure.legend(
+            handles[::-1], labels[::-1], loc="outside lower center", ncols=len(handles), **style
         )
-        labels: list[tuple[str, Spot]] = []
-        for trial in reversed(kept):  # from the right: then no leader has to cross a label
-            words = f"#{trial.trial_id} {clean(trial.description, _LABEL_CHARS)}" if trial.trial_id in worded else ""
-            for text in filter(None, (words, f"#{trial.trial_id}")):
-                spot = placer.place(places[trial.trial_id], *_size(axes, renderer, text))
-                if spot is not None:
-                    labels.append((text, spot))
-                    break
-        best = max(best, labels, key=lambda found: sum(1 + 10 * (" " in text) for text, _ in found))
-    for text, spot in best:
-        axes.text(spot.x, spot.y, text, va="baseline", transform=None, **_LABEL)
-        if spot.leader:
-            line = axes.plot(*zip(*spot.leader, strict=True), color=INK, linewidth=0.5, alpha=0.5, zorder=2)[0]
-            line.set_transform(None)
-
-
-def _size(axes: Any, renderer: Any, text: str) -> tuple[float, float]:
-    """Width and height in pixels."""
-    label = axes.text(0, 0, text, transform=None, **_LABEL)
-    box = label.get_window_extent(renderer)
-    label.remove()
-    return box.width, box.height
-
-
-def _gain(trial: Trial) -> float:
-    gain = trial.decision.gain_bpb if trial.decision else None
-    return gain if gain is not None and math.isfinite(gain) else 0.0

@@ -1,8 +1,8 @@
 """results.tsv, progress.png and summary.md: what a person reads with the first coffee.
 
-All three are pure functions of the history; `write_report` puts them side by side in a folder. results.tsv has the
-five columns of the reference, for its scripts and its readers: there a trial without a score has 0.000000, nowhere
-else, and our richer verdicts become its three.
+All three are pure functions of the history; `write_report` puts them side by side in a folder.
+results.tsv has the five columns of the reference, for its scripts and its readers: there a trial
+without a score has 0.000000, nowhere else, and our richer verdicts become its three.
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from autoresearch.search.history import History
+from autoresearch.search.noise import Noise
 from autoresearch.values.records import Trial, Verdict
 from autoresearch.views.digest import FAILED, closed_trials, score_commit, score_trial, verdict_of
 from autoresearch.views.summary import summary_markdown
@@ -18,8 +20,6 @@ from autoresearch.views.text import clean, short
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from autoresearch.search.judge import Noise
-    from autoresearch.search.ledger import History
     from autoresearch.values.config import Config
     from autoresearch.values.records import Measurement
 
@@ -33,7 +33,9 @@ def results_tsv(history: History) -> str:
     baseline = score_commit(history, history.baseline)
     if baseline is not None:
         runs = [run for run in history.runs if run.commit == history.baseline]
-        lines.append(_line(history.baseline, baseline.mean_bpb, _memory_gb(runs), "keep", "baseline"))
+        lines.append(
+            _line(history.baseline, baseline.mean_bpb, _memory_gb(runs), "keep", "baseline")
+        )
     lines += [_trial_line(trial) for trial in closed_trials(history)]
     return "\n".join(lines) + "\n"
 
@@ -46,7 +48,9 @@ def _trial_line(trial: Trial) -> str:
     return _line(trial.commit, score.mean_bpb, _memory_gb(trial.runs), status, trial.description)
 
 
-def _line(commit: str | None, val_bpb: float, memory_gb: float, status: str, description: str) -> str:
+def _line(
+    commit: str | None, val_bpb: float, memory_gb: float, status: str, description: str
+) -> str:
     return f"{short(commit)}\t{val_bpb:.6f}\t{memory_gb:.1f}\t{status}\t{clean(description)}"
 
 
@@ -54,7 +58,7 @@ def _memory_gb(runs: Iterable[Measurement]) -> float:
     return max((run.peak_memory_mb or 0.0 for run in runs), default=0.0) / 1024
 
 
-def write_report(folder: Path, history: History, noise: Noise | None, config: Config) -> list[Path]:
+def write_report(folder: Path, history: History, noise: Noise, config: Config) -> list[Path]:
     """Write the three files; gives their paths, summary.md first."""
     from autoresearch.system.files import write_atomic
     from autoresearch.views.plot import progress_png

@@ -1,25 +1,25 @@
 """Everything about one trial or one run: what `show` and `train` print.
 
-What the referee measured and what the candidate reported are kept apart, and the latter is labelled: telemetry from
-train.py is shown, never believed.
+What the referee measured and what the candidate reported are kept apart, and the latter is
+labelled: telemetry from train.py is shown, never believed.
 """
 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from autoresearch.search.history import History
 from autoresearch.values.errors import UserError
 from autoresearch.values.records import Measurement, Outcome, Trial
 from autoresearch.views.console import key_values, verdict_text
+from autoresearch.views.digest import score_trial
 from autoresearch.views.text import bpb, clean, duration, plural, short, signed
-
-if TYPE_CHECKING:
-    from autoresearch.search.ledger import History
 
 _OUTCOME_STYLES = {Outcome.SCORED: "green", Outcome.CHEAT: "bold red", Outcome.DISTURBED: "yellow"}
 
@@ -33,37 +33,53 @@ def find_trial(history: History, name: str) -> Trial:
     wanted = name.strip().lower().removeprefix("#")
     if wanted == "champion":
         if history.champion_trial_id is None:
-            raise UserError("the champion is the baseline, no trial was kept yet; `autoresearch run` makes trials")
+            raise UserError(
+                "the champion is the baseline, no trial was kept yet; go on with `autoresearch run`"
+            )
         wanted = str(history.champion_trial_id)
     for trial in history.trials:
         if wanted == str(trial.trial_id):
             return trial
-    found = [trial for trial in history.trials if len(wanted) >= 4 and trial.commit.startswith(wanted)]
+    found = [
+        trial for trial in history.trials if len(wanted) >= 4 and trial.commit.startswith(wanted)
+    ]
     if len(found) == 1:
         return found[0]
     there = f"1 to {history.trials[-1].trial_id}" if history.trials else "none yet"
     raise UserError(
-        f"no trial {name!r}; trials here: {there}, or `champion`, or the first 4 or more digits of a commit "
-        "(`autoresearch status --all` lists them)"
+        f"no trial {name!r}; there are {there}, `champion`, and the first 4 or more digits of a "
+        "commit: `autoresearch status --all`"
     )
 
 
-def print_trial(console: Console, trial: Trial) -> None:
+def print_trial(console: Console, trial: Trial, runs_folder: Path) -> None:
     """All that the ledger knows of a trial."""
     decision = trial.decision
-    heading = Text(f"trial {trial.trial_id}  ", style="bold") + verdict_text(decision.verdict if decision else None)
+    heading = Text(f"trial {trial.trial_id}  ", style="bold") + verdict_text(
+        decision.verdict if decision else None
+    )
     rows: list[tuple[str, Text | str]] = [
         ("change", clean(trial.description)),
         ("commit", f"{trial.commit}  (parent {short(trial.parent)})"),
-        ("researcher", clean(trial.researcher) + (", a simplification" if trial.is_simplification else "")),
+        (
+            "researcher",
+            clean(trial.researcher) + (", a simplification" if trial.is_simplification else ""),
+        ),
     ]
     if decision is not None:
         rows.append(("reason", clean(decision.reason)))
         if decision.val_bpb is not None:
             sigma = f", sigma {decision.sigma_bpb:.4f}" if decision.sigma_bpb is not None else ""
-            rows.append(("val_bpb", f"{bpb(decision.val_bpb)}  (gain {signed(decision.gain_bpb)}{sigma})"))
+            rows.append(
+                ("val_bpb", f"{bpb(decision.val_bpb)}  (gain {signed(decision.gain_bpb)}{sigma})")
+            )
     if trial.parameters:
-        rows.append(("constants", ", ".join(f"{clean(k)} = {_value(v)}" for k, v in trial.parameters.items())))
+        rows.append(
+            (
+                "constants",
+                ", ".join(f"{clean(k)} = {_value(v)}" for k, v in trial.parameters.items()),
+            )
+        )
     console.print(heading)
     console.print(key_values(rows))
     if not trial.runs:
@@ -72,12 +88,23 @@ def print_trial(console: Console, trial: Trial) -> None:
     console.print()
     console.print(_runs_table(trial))
     for run in trial.runs:
-        _print_run_details(console, run)
+        _print_run_details(console, run, runs_folder)
 
 
 def _runs_table(trial: Trial) -> Table:
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
-    for name in ("run", "purpose", "outcome", "val_bpb", "decoded", "seed", "train", "total", "memory", "audited"):
+    for name in (
+        "run",
+        "purpose",
+        "outcome",
+        "val_bpb",
+        "decoded",
+        "seed",
+        "train",
+        "total",
+        "memory",
+        "audited",
+    ):
         left = name in ("purpose", "outcome")
         table.add_column(name, justify="left" if left else "right", no_wrap=True)
     for run in trial.runs:
@@ -97,22 +124,32 @@ def _runs_table(trial: Trial) -> Table:
     return table
 
 
-def _print_run_details(console: Console, run: Measurement) -> None:
+def _print_run_details(console: Console, run: Measurement, runs_folder: Path) -> None:
     rows: list[tuple[str, Text | str]] = []
     if run.reason:
         rows.append(("reason", clean(run.reason)))
     rows.append(("machine", f"{clean(run.device or '-')}, sandbox {clean(run.sandbox or 'none')}"))
-    times = f"start-up {duration(run.startup_s)}, scoring {duration(run.scoring_s)}, budget {duration(run.budget_s)}"
-    rows.append(("times", times))
+    times = (("start-up", run.startup_s), ("scoring", run.scoring_s), ("budget", run.budget_s))
+    rows.append(("times", ", ".join(f"{name} {duration(seconds)}" for name, seconds in times)))
     if run.weight_bytes:
-        rows.append(("weights", f"{run.weight_bytes / 2**20:.1f} MiB, sha256 {clean(run.weights_sha256)[:16]}"))
+        rows.append(
+            (
+                "weights",
+                f"{run.weight_bytes / 2**20:.1f} MiB, sha256 {clean(run.weights_sha256)[:16]}",
+            )
+        )
     for name, values in (("audit", run.audit), ("hardware", run.hardware)):
         if values:
             rows.append((name, _pairs(values)))
     if run.reported:
-        rows.append(("reported", Text(_pairs(run.reported), style="dim") + Text("  (by train.py; not verified)")))
+        rows.append(
+            (
+                "reported",
+                Text(_pairs(run.reported), style="dim") + Text("  (by train.py; not verified)"),
+            )
+        )
     if run.artifacts:
-        rows.append(("artifacts", clean(run.artifacts)))
+        rows.append(("artifacts", clean(runs_folder / run.artifacts)))
     console.print(Text(f"\nrun {run.run_id}", style="bold"))
     console.print(key_values(rows))
 
@@ -130,8 +167,8 @@ def _value(value: Any) -> str:
 def summary_block(run: Measurement) -> str:
     """`---` and one `key: value` line each, for people and for grep.
 
-    A line is left out where there is no figure: no val_bpb without a score. The last five keys are what train.py
-    reported.
+    A line is left out where there is no figure: no val_bpb without a score. The last five keys are
+    what train.py reported.
     """
     reported = run.reported
     lines = [
@@ -166,7 +203,10 @@ def print_run(console: Console, run: Measurement) -> None:
     """The result of a single run: its reason where it has no score, then the summary block."""
     if run.outcome is not Outcome.SCORED:
         style = _OUTCOME_STYLES.get(run.outcome, "red")
-        console.print(Text(f"{run.outcome.value}: ", style=style) + Text(clean(run.reason) or "no reason given"))
+        console.print(
+            Text(f"{run.outcome.value}: ", style=style)
+            + Text(clean(run.reason) or "no reason given")
+        )
     elif run.artifacts:
         console.print(Text(f"run {run.run_id}, artifacts in {clean(run.artifacts)}", style="dim"))
     console.print(summary_block(run), soft_wrap=True)
@@ -174,16 +214,13 @@ def print_run(console: Console, run: Measurement) -> None:
 
 def compare_runs(old: Trial, new: Measurement) -> str:
     """One sentence on a replay: the new run beside the trial's own."""
-    from autoresearch.views.digest import score_trial
-
     before = score_trial(old)
     if not new.is_scored or new.val_bpb is None:
-        return f"The replay of trial {old.trial_id} gave no score ({new.outcome.value}): {clean(new.reason)}"
+        why = f"{new.outcome.value}: {clean(new.reason)}"
+        return f"The replay of trial {old.trial_id} gave no score, {why}"
     if before is None:
         return f"Trial {old.trial_id} had no score; its replay scored {bpb(new.val_bpb)}."
-    runs = plural(before.num_runs, "run")
-    difference = signed(before.mean_bpb - new.val_bpb)
-    return (
-        f"Trial {old.trial_id} had {bpb(before.mean_bpb)} ({runs}, {bpb(before.low_bpb)} to {bpb(before.high_bpb)}); "
-        f"its replay scored {bpb(new.val_bpb)}, gain {difference}."
-    )
+    spread = f"{bpb(before.low_bpb)} to {bpb(before.high_bpb)}"
+    had = f"{bpb(before.mean_bpb)} ({plural(before.num_runs, 'run')}, {spread})"
+    gain = signed(before.mean_bpb - new.val_bpb)
+    return f"Trial {old.trial_id} had {had}; its replay scored {bpb(new.val_bpb)}, gain {gain}."

@@ -8,8 +8,10 @@ from __future__ import annotations
 import datetime
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
 
+from autoresearch.search.history import History
+from autoresearch.search.noise import Noise
+from autoresearch.values.config import Config
 from autoresearch.values.records import Outcome, Trial, Verdict
 from autoresearch.views.digest import (
     FAILED,
@@ -20,18 +22,22 @@ from autoresearch.views.digest import (
     score_trial,
     verdict_of,
 )
-from autoresearch.views.text import bpb, count_verdicts, duration, markdown, percent, plural, short, signed
-
-if TYPE_CHECKING:
-    from autoresearch.search.judge import Noise
-    from autoresearch.search.ledger import History
-    from autoresearch.values.config import Config
+from autoresearch.views.text import (
+    bpb,
+    count_verdicts,
+    duration,
+    markdown,
+    percent,
+    plural,
+    short,
+    signed,
+)
 
 _ROWS = 15  # of a table; the rest is counted
 _PLATEAU_TRIALS = 20
 
 
-def summary_markdown(history: History, noise: Noise | None, config: Config) -> str:
+def summary_markdown(history: History, noise: Noise, config: Config) -> str:
     """The whole page."""
     digest = measure(history, noise)
     sections = [
@@ -53,51 +59,73 @@ def _headline(history: History, digest: Digest) -> list[str]:
         return ["Nothing has been measured yet."]
     when = f"{plural(digest.num_closed, 'trial')} in {duration(digest.active_s)}"
     counts = f": {count_verdicts(digest.counts)}" if digest.counts else ""
-    if history.champion == history.baseline:
+    if digest.gain_bpb is None:
         return [f"**val_bpb {bpb(digest.baseline.mean_bpb)}, no change was kept.** {when}{counts}."]
     change = percent(digest.gain_bpb, digest.baseline.mean_bpb)
     return [
-        f"**val_bpb {bpb(digest.baseline.mean_bpb)} to {bpb(digest.champion.mean_bpb)}: {change} lower.** "
-        f"{when}{counts}.",
+        f"**val_bpb {bpb(digest.baseline.mean_bpb)} to {bpb(digest.champion.mean_bpb)}: "
+        f"{change} lower.** {when}{counts}.",
         f"Champion: `{short(history.champion)}`, trial {history.champion_trial_id}.",
     ]
 
 
-def _sureness(history: History, digest: Digest, noise: Noise | None, config: Config) -> list[str]:
+def _sureness(history: History, digest: Digest, noise: Noise, config: Config) -> list[str]:
     if digest.baseline is None or digest.champion is None:
         return []
     runs = f"{plural(digest.baseline.num_runs, 'run')} of the baseline"
-    if history.champion != history.baseline:
+    if digest.gain_bpb is not None:
         runs += f" and {plural(digest.champion.num_runs, 'run')} of the champion"
     lines = ["## How sure", ""]
-    if noise is None or digest.sigma_bpb is None:
-        spread = f"the baseline's runs lie between {bpb(digest.baseline.low_bpb)} and {bpb(digest.baseline.high_bpb)}"
-        lines.append(f"Measured with {runs}: too few to say how sure; {spread}.")
+    if digest.sigma_bpb is None:
+        spread = f"{bpb(digest.baseline.low_bpb)} to {bpb(digest.baseline.high_bpb)}"
+        lines.append(f"- Measured with {runs}: too few to say how sure.")
+        lines.append(f"- The baseline's runs scored {spread}.")
     else:
+        freedom = f"{noise.degrees_of_freedom} degrees of freedom"
+        lines.append(f"- One run varies by sigma = {digest.sigma_bpb:.4f} val_bpb ({freedom}).")
+        lines.append(f"- Measured with {runs}.")
+    lines += _gain_lines(digest)
+    if digest.gain_bpb is not None:
         lines.append(
-            f"One run of one commit varies by sigma = {digest.sigma_bpb:.4f} val_bpb "
-            f"({noise.degrees_of_freedom} degrees of freedom). Measured with {runs}."
-        )
-    if digest.gain_bpb is not None and digest.gain_error_bpb:
-        lines.append(
-            f"The gain is {digest.gain_bpb:.4f} with a standard error of {digest.gain_error_bpb:.4f}: "
-            f"{digest.gain_bpb / digest.gain_error_bpb:.1f} standard errors."
-        )
-    if history.champion != history.baseline:
-        lines.append(
-            "Baseline and champion ran at different times, so drift of the machine is part of this figure, and it is "
-            "a finding on validation text, on which the champion was selected."
+            "- All on validation text, which selected the champion; the holdout was not asked."
         )
     if config.judge.policy == "greedy":
-        lines.append("The policy was `greedy`: about half of such keeps are luck, and the score is too good.")
+        lines.append(
+            "- The policy was `greedy`: about half of such keeps are luck, and scores too good."
+        )
     return lines
+
+
+def _gain_lines(digest: Digest) -> list[str]:
+    if digest.gain_bpb is None:
+        return []
+    lines = []
+    if digest.gain_error_bpb:
+        errors = digest.gain_bpb / digest.gain_error_bpb
+        gain = f"{digest.gain_bpb:.4f} with a standard error of {digest.gain_error_bpb:.4f}"
+        lines.append(f"- The gain is {gain}: {errors:.1f} standard errors.")
+    if digest.kept_gain_bpb is not None:
+        error = (
+            f", with a standard error of {digest.kept_gain_error_bpb:.4f}"
+            if digest.kept_gain_error_bpb
+            else ""
+        )
+        lines.append(
+            f"- Side by side with the champion of the time, the gains at each keep add up to "
+            f"{digest.kept_gain_bpb:.4f}{error}; having been selected makes them a little too good."
+        )
+    return [
+        *lines,
+        "- Baseline and champion ran at different times: drift is part of the difference.",
+    ]
 
 
 def _helped(history: History, digest: Digest) -> list[str]:
     kept = kept_trials(history)
     if not kept:
         return []
-    return ["## What helped", "", *_trial_table(kept, digest.sigma_bpb, limit=2 * _ROWS)]
+    has_sigma = digest.sigma_bpb is not None
+    return ["## What helped", "", *_trial_table(kept, has_sigma=has_sigma, limit=2 * _ROWS)]
 
 
 def _near_misses(history: History) -> list[str]:
@@ -105,16 +133,27 @@ def _near_misses(history: History) -> list[str]:
     if not near:
         return []
     near.sort(key=lambda trial: -(trial.decision.gain_bpb or 0.0) if trial.decision else 0.0)
-    return ["## Near misses worth recombining", "", *_trial_table(near, None, limit=_ROWS)]
+    return [
+        "## Near misses worth recombining",
+        "",
+        *_trial_table(near, has_sigma=False, limit=_ROWS),
+    ]
 
 
-def _trial_table(trials: Sequence[Trial], sigma_bpb: float | None, limit: int) -> list[str]:
+def _trial_table(trials: Sequence[Trial], *, has_sigma: bool, limit: int) -> list[str]:
     lines = ["| trial | change | val_bpb | gain | runs |", "|---:|---|---:|---:|---:|"]
     for trial in trials[:limit]:
         score, gain = score_trial(trial), trial.decision.gain_bpb if trial.decision else None
-        sigmas = f" ({gain / sigma_bpb:.1f} sigma)" if sigma_bpb and gain is not None else ""
+        sigma = trial.decision.sigma_bpb if trial.decision and has_sigma else None
+        sigmas = f" ({gain / sigma:.1f} sigma)" if sigma and gain is not None else ""
         mean, runs = (score.mean_bpb, score.num_runs) if score else (None, 0)
-        cells = [str(trial.trial_id), markdown(trial.description, 120), bpb(mean), signed(gain) + sigmas, str(runs)]
+        cells = [
+            str(trial.trial_id),
+            markdown(trial.description, 120),
+            bpb(mean),
+            signed(gain) + sigmas,
+            str(runs),
+        ]
         lines.append(f"| {' | '.join(cells)} |")
     if len(trials) > limit:
         lines += ["", f"and {len(trials) - limit} more: `autoresearch status --all`"]
@@ -128,15 +167,25 @@ def _tried(history: History) -> list[str]:
         return []
     lines = ["## What was tried", ""]
     for researcher, count in Counter(trial.researcher for trial in trials).most_common():
-        kept = sum(trial.researcher == researcher and verdict_of(trial) is Verdict.KEEP for trial in trials)
+        kept = sum(
+            trial.researcher == researcher and verdict_of(trial) is Verdict.KEEP for trial in trials
+        )
         lines.append(f"- {markdown(researcher, 40)}: {plural(count, 'trial')}, {kept} kept")
     values: defaultdict[str, list[object]] = defaultdict(list)
     for trial in trials:
         for name, value in (trial.parameters or {}).items():
             values[name].append(value)
-    rows = [(name, seen, _kept_value(history, name)) for name, seen in values.items() if len(set(map(str, seen))) > 1]
+    rows = [
+        (name, seen, _kept_value(history, name))
+        for name, seen in values.items()
+        if len(set(map(str, seen))) > 1
+    ]
     if rows:
-        lines += ["", "| constant | values tried | from | to | last kept |", "|---|---:|---:|---:|---:|"]
+        lines += [
+            "",
+            "| constant | values tried | from | to | last kept |",
+            "|---|---:|---:|---:|---:|",
+        ]
     for name, seen, kept_value in rows[: 2 * _ROWS]:
         low, high = _range(seen)
         cells = [markdown(name, 40), str(len(set(map(str, seen)))), low, high, kept_value]
@@ -145,12 +194,18 @@ def _tried(history: History) -> list[str]:
 
 
 def _range(values: Iterable[object]) -> tuple[str, str]:
-    numbers = [value for value in values if isinstance(value, (int, float)) and not isinstance(value, bool)]
+    numbers = [
+        value for value in values if isinstance(value, (int, float)) and not isinstance(value, bool)
+    ]
     return (f"{min(numbers):.4g}", f"{max(numbers):.4g}") if numbers else ("", "")
 
 
 def _kept_value(history: History, name: str) -> str:
-    kept = [trial.parameters[name] for trial in kept_trials(history) if trial.parameters and name in trial.parameters]
+    kept = [
+        trial.parameters[name]
+        for trial in kept_trials(history)
+        if trial.parameters and name in trial.parameters
+    ]
     if not kept:
         return "-"
     return f"{kept[-1]:.4g}" if isinstance(kept[-1], float) else markdown(kept[-1], 40)
@@ -160,7 +215,9 @@ def _failed(history: History) -> list[str]:
     groups: defaultdict[tuple[str, str], list[int]] = defaultdict(list)
     for trial in history.trials:
         if trial.decision is not None and trial.decision.verdict in FAILED:
-            groups[trial.decision.verdict.value, markdown(trial.decision.reason, 160)].append(trial.trial_id)
+            groups[trial.decision.verdict.value, markdown(trial.decision.reason, 160)].append(
+                trial.trial_id
+            )
     if not groups:
         return []
     lines = ["## What gave no score, and why", ""]
@@ -179,17 +236,21 @@ def _machine(history: History, digest: Digest) -> list[str]:
     last = history.runs[-1]
     pace = f", {digest.trials_per_hour:.1f} trials an hour" if digest.trials_per_hour else ""
     share = percent(digest.training_s, digest.active_s)
+    sandboxes = ", ".join(sorted({run.sandbox or "none" for run in history.runs}))
     lines = [
         "## Time and machine",
         "",
-        f"- {plural(digest.num_runs, 'run')} in {duration(digest.active_s)}{pace}; {share} of the time was training",
+        f"- {plural(digest.num_runs, 'run')} in {duration(digest.active_s)}{pace}",
+        f"- {share} of the time was training",
         f"- from {_clock(history.runs[0].at)} to {_clock(last.at)}",
         f"- budget {duration(last.budget_s)}, device {markdown(last.device or 'unknown', 60)}, "
-        f"sandbox {markdown(', '.join(sorted({run.sandbox or 'none' for run in history.runs})), 60)}",
+        f"sandbox {markdown(sandboxes, 60)}",
     ]
     disturbed = sum(run.outcome is Outcome.DISTURBED for run in history.runs)
     if disturbed:
-        lines.append(f"- {plural(disturbed, 'run')} disturbed (the machine slept or was busy) and made again")
+        lines.append(
+            f"- {plural(disturbed, 'run')} disturbed (the machine slept or was busy) and made again"
+        )
     lines += [
         f"- {markdown(key, 40)}: {markdown(value, 80)}"
         for key, value in last.hardware.items()
@@ -207,7 +268,9 @@ def _next_steps(history: History, digest: Digest) -> list[str]:
     trials = closed_trials(history)
     failed = [trial for trial in trials if verdict_of(trial) in FAILED]
     near = [trial.trial_id for trial in trials if verdict_of(trial) is Verdict.NEAR_MISS]
-    since_keep = next((n for n, t in enumerate(reversed(trials)) if verdict_of(t) is Verdict.KEEP), len(trials))
+    since_keep = next(
+        (n for n, t in enumerate(reversed(trials)) if verdict_of(t) is Verdict.KEEP), len(trials)
+    )
     steps = []
     if any(run.sandbox == "none" for run in history.runs):
         steps.append("Some runs had no sandbox: `autoresearch doctor` says how to get one.")
@@ -215,24 +278,30 @@ def _next_steps(history: History, digest: Digest) -> list[str]:
         steps.append("Let it work: `autoresearch run --max-trials 20`.")
     if len(failed) >= 3 and 4 * len(failed) >= len(trials):
         steps.append(
-            f"{len(failed)} of {len(trials)} trials gave no score; start with `autoresearch show {failed[-1].trial_id}`."
+            f"{len(failed)} of {len(trials)} trials gave no score; start with "
+            f"`autoresearch show {failed[-1].trial_id}`."
         )
     if len(near) >= 2:
         some = ", ".join(map(str, near[-5:]))
         steps.append(f"Trials {some} were better by less than the noise; try them together.")
     if since_keep >= _PLATEAU_TRIALS:
         steps.append(
-            f"Nothing was kept in the last {since_keep} trials: widen the ranges in `train.py`, change its structure, "
-            "or give each trial a longer budget."
+            f"Nothing was kept in the last {since_keep} trials: widen the ranges in `train.py`, "
+            "change its structure, or give each trial a longer budget."
         )
-    if digest.gain_bpb is not None and history.champion != history.baseline:
-        if digest.gain_error_bpb is None or digest.gain_bpb < 3 * digest.gain_error_bpb:
+    if digest.gain_bpb is not None:
+        gain, error = (
+            digest.kept_gain_bpb or digest.gain_bpb,
+            digest.kept_gain_error_bpb or digest.gain_error_bpb,
+        )
+        if error is None or gain < 3 * error:
             steps.append(
-                f"The gain is not beyond doubt yet; `autoresearch replay {history.champion_trial_id}` adds a run."
+                "The gain is not beyond doubt yet; `autoresearch replay champion` adds a run."
             )
+        steps.append("Read what changed: `autoresearch diff champion`.")
         steps.append(
-            f"Read what changed: `autoresearch diff {history.champion_trial_id}`; let it write: `autoresearch sample`; "
-            f"take it along: `autoresearch export {history.champion_trial_id} FOLDER`."
+            "Let it write: `autoresearch sample`. Take it along: "
+            "`autoresearch export champion FOLDER`."
         )
     if trials and since_keep < _PLATEAU_TRIALS:
         steps.append("Go on where it stopped: `autoresearch run`.")

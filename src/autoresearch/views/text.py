@@ -1,8 +1,9 @@
 """Text and numbers for people.
 
-Descriptions, reasons and reported values come from researchers and candidates. They are data: everything that a
-terminal, a table or a Markdown page could take for an instruction (escape sequences, control characters, line and
-direction marks, markup) is removed or escaped here, once, before any view shows it.
+Descriptions, reasons and reported values come from researchers and candidates. They are data:
+everything that a terminal, a table or a Markdown page could take for an instruction (escape
+sequences, control characters, line and direction marks, markup) is removed or escaped here, once,
+before any view shows it.
 """
 
 from __future__ import annotations
@@ -12,9 +13,11 @@ import unicodedata
 
 from autoresearch.values.records import Verdict
 
-# ESC [ ... letter; ESC ] ... BEL or ESC backslash; ESC and one character; the same with the one-byte forms
+# ESC [ ... letter; ESC ] ... BEL or ESC backslash; both with their one-byte forms; ESC and a letter
 _ESCAPES = re.compile(
-    r"(?:\x1b\[|\x9b)[0-?]*[ -/]*[@-~]|(?:\x1b\]|\x9d).*?(?:\x07|\x1b\\|\x9c|\n|$)|\x1b[@-Z\\^_a-z]?"
+    r"(?:\x1b\[|\x9b)[0-?]*[ -/]*[@-~]"
+    r"|(?:\x1b\]|\x9d).*?(?:\x07|\x1b\\|\x9c|\n|$)"
+    r"|\x1b[@-Z\\^_a-z]?"
 )
 _UNSHOWN = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
 # an underscore inside a word is no markup, and names of constants read better without the backslash
@@ -24,14 +27,19 @@ _MARKDOWN = re.compile(r"([\\`*\[\]<|~$]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9]))")
 def clean(text: object, limit: int = 0) -> str:
     """`text` as one printable line, cut to `limit` characters (0: not cut)."""
     without = _ESCAPES.sub("", str(text))
-    line = " ".join("".join(" " if unicodedata.category(c) in _UNSHOWN else c for c in without).split())
+    line = " ".join(
+        "".join(" " if unicodedata.category(c) in _UNSHOWN else c for c in without).split()
+    )
     return line if not limit or len(line) <= limit else line[: limit - 3].rstrip() + "..."
 
 
 def clean_lines(text: object) -> list[str]:
     """`text` as printable lines; indentation stays, tabs become spaces."""
     lines = _ESCAPES.sub("", str(text)).expandtabs(4).split("\n")
-    return ["".join("" if unicodedata.category(c) in _UNSHOWN else c for c in line).rstrip() for line in lines]
+    return [
+        "".join("" if unicodedata.category(c) in _UNSHOWN else c for c in line).rstrip()
+        for line in lines
+    ]
 
 
 def markdown(text: object, limit: int = 0) -> str:
@@ -71,9 +79,15 @@ def plural(count: int, noun: str) -> str:
 
 def count_verdicts(counts: dict[Verdict, int]) -> str:
     """`3 kept, 1 near miss, 2 crashes`."""
-    participles = {Verdict.KEEP: "kept", Verdict.DISCARD: "discarded", Verdict.INTERRUPTED: "interrupted"}
+    participles = {
+        Verdict.KEEP: "kept",
+        Verdict.DISCARD: "discarded",
+        Verdict.INTERRUPTED: "interrupted",
+    }
     return ", ".join(
-        f"{count} {participles[verdict]}" if verdict in participles else plural(count, verdict.value.replace("_", " "))
+        f"{count} {participles[verdict]}"
+        if verdict in participles
+        else plural(count, verdict.value.replace("_", " "))
         for verdict, count in counts.items()
     )
 

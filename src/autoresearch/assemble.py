@@ -1,0 +1,176 @@
+"""Puts a session together from a workspace: sandbox, data, referee, ledger, branch, researcher.
+
+The commands that run candidates meet here; each opens what it needs and closes it whatever happens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from autoresearch.data.dataset import Dataset, open_dataset
+from autoresearch.referee.cache import CompileCache
+from autoresearch.referee.host import Host, RunSpec
+from autoresearch.referee.scoring import weights_from
+from autoresearch.referee.training import Watch, never_stop
+from autoresearch.referee.trial import Referee
+from autoresearch.search.branch import Branch
+from autoresearch.search.ledger import Ledger
+from autoresearch.search.researchers import make_researcher
+from autoresearch.search.session import Observer, Session
+from autoresearch.system import hardware
+from autoresearch.system.clock import Clock, SystemClock
+from autoresearch.system.files import cache_home
+from autoresearch.system.procs import guard_this_process
+from autoresearch.system.sandbox import open_sandbox
+from autoresearch.values.config import Config
+from autoresearch.values.errors import UserError
+from autoresearch.values.records import Measurement, Purpose
+from autoresearch.workspace import Workspace
+
+BUSY_POLL_S = 15.0
+
+
+@contextmanager
+def open_referee(
+    workspace: Workspace, config: Config, clock: Clock | None = None, dataset: Dataset | None = None
+) -> Iterator[Referee]:
+    """A referee for the workspace's device and data.
+
+    Raises:
+        DataError: the data is not prepared, or altered.
+        SandboxUnavailable: the level asked for does not work here.
+    """
+    guard_this_process()
+    clock = clock or SystemClock()
+    device = hardware.pick_device(config.trial.device)
+    host = Host(
+        config=config,
+        dataset=dataset or open_dataset(config.data, cache_home()),
+        sandbox=open_sandbox(config.sandbox.level),
+        device=device,
+        clock=clock,
+        cache=CompileCache(workspace.cache_folder),
+    )
+    await_device(config, device, clock)
+    with Referee(host) as referee:
+        yield referee
+
+
+def await_device(config: Config, device: str, clock: Clock) -> None:
+    """Wait until nobody else uses the device, or refuse, as the configuration says.
+
+    Raises:
+        UserError: it is busy and `busy_device` is "refuse".
+    """
+    while config.trial.busy_device != "ignore" and (reason := hardware.is_busy(device)):
+        if config.trial.busy_device == "refuse":
+            raise UserError(
+                f"{device} is busy: {reason}; free it, or set busy_device = \"wait\" or \"ignore\" under [trial]"
+            )
+        print(f"waiting for {device}: {reason}", flush=True)
+        clock.sleep(BUSY_POLL_S)
+
+
+@contextmanager
+def open_session(
+    workspace: Workspace, config: Config, observer: Observer, clock: Clock | None = None
+) -> Iterator[Session]:
+    """Everything that the loop needs, with the ledger's lock held.
+
+    Raises:
+        WorkspaceError: train.py has uncommitted changes, or another session is at work here.
+    """
+    workspace.require_clean()
+    branch = Branch(workspace.repository, config.session.tag)
+    baseline = branch.start()
+    with Ledger.open(workspace.ledger_path) as ledger, open_referee(workspace, config, clock) as referee:
+        host = hardware.describe_machine(referee.host.device)
+        host["sandbox"] = referee.host.sandbox.level
+        ledger.start_session(config, branch.name, baseline, host)
+        researcher = make_researcher(config.researcher)
+        yield Session(config, ledger, branch, referee, researcher, observer, workspace.trials_folder)
+
+
+def train_once(
+    workspace: Workspace, config: Config, source: str, seed: int, watch: Watch = never_stop
+) -> Measurement:
+    """One audited run of `source`, written down as a run of no trial."""
+    with Ledger.open(workspace.ledger_path) as ledger, open_referee(workspace, config) as referee:
+        run_id = ledger.history().next_run_id
+        spec = RunSpec(
+            run_id=run_id,
+            source=source,
+            commit=workspace.repository.head(),
+            purpose=Purpose.TRAIN,
+            seed=seed,
+            artifacts=workspace.trials_folder / f"{run_id:06d}",
+            is_audited=True,
+        )
+        measurement = referee.run(spec, watch)
+        if referee.has_weights(run_id):
+            referee.save_weights(run_id, spec.artifacts / "weights.safetensors")
+        ledger.record_run(measurement, None)
+        return measurement
+
+
+def sample(workspace: Workspace, config: Config, prompt: str, count: int, temperature: float, seed: int) -> str:
+    """Text that the champion goes on with after `prompt`, computed behind the walls that scoring uses.
+
+    Raises:
+        UserError: no kept trial has its weights on disk.
+    """
+    folder = champion_artifacts(workspace)
+    dataset = open_dataset(config.data, cache_home())
+    with open_referee(workspace, config, dataset=dataset) as referee:
+        spec = RunSpec(
+            run_id=0,
+            source=(folder / "train.py").read_text(),
+            commit="",
+            purpose=Purpose.TRAIN,
+            seed=seed,
+            artifacts=folder,
+        )
+        weights = weights_from(folder / "weights.safetensors")
+        tokens = [dataset.bos, *dataset.encode(prompt)]
+        return dataset.decode(referee.generate(spec, weights, tokens, count, temperature))
+
+
+def champion_artifacts(workspace: Workspace) -> Path:
+    """The folder of the run whose weights stand for the champion.
+
+    Raises:
+        UserError: there is none.
+    """
+    with Ledger.read(workspace.ledger_path) as ledger:
+        history = ledger.history()
+    for run in reversed(history.runs):
+        folder = workspace.trials_folder / run.artifacts
+        is_ours = run.commit == history.champion or run.purpose is Purpose.TRAIN
+        if is_ours and (folder / "weights.safetensors").is_file():
+            return folder
+    raise UserError(
+        "no run of the champion has its weights on disk (only kept trials keep them); "
+        "make some with `autoresearch train`"
+    )
+
+
+def collect_garbage(workspace: Workspace, config: Config) -> int:
+    """Remove the oldest weights beyond the disk cap, never the champion's; the bytes freed."""
+    folders = sorted(workspace.trials_folder.glob("*/weights.safetensors"))
+    spared = set()
+    if folders:
+        try:
+            spared.add(champion_artifacts(workspace) / "weights.safetensors")
+        except UserError:
+            pass
+    total = sum(path.stat().st_size for path in folders)
+    freed = 0
+    for path in folders:
+        if total - freed <= config.artifacts.disk_cap_gb * 2**30:
+            break
+        if path not in spared:
+            freed += path.stat().st_size
+            path.unlink()
+    return freed

@@ -1,0 +1,163 @@
+"""Commands that only show: they read the ledger, also beside a running session."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from autoresearch.cli import options
+from autoresearch.cli.options import AsJson, TrialName, Where
+
+
+def status(
+    workspace: Where = None,
+    last: Annotated[int, typer.Option(min=1, metavar="N", help="Trials to list.")] = 20,
+    all_trials: Annotated[bool, typer.Option("--all", help="List all trials.")] = False,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Check the ledger's chain of hashes first.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Champion, baseline, gain, verdicts, pace, and the last trials.
+
+    \b
+    Examples:
+      autoresearch status
+      autoresearch status --all --json
+    """
+    opened = options.open_at(workspace)
+    if verify:
+        from autoresearch.search.ledger import Ledger
+
+        with Ledger.read(opened.ledger_path) as ledger:
+            count = ledger.verify()
+        options.console(to_stderr=True).print(f"ledger: {count} events, all as they were written")
+    options.print_status(opened, last=0 if all_trials else last, as_json=as_json)
+
+
+def report(
+    workspace: Where = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="[default: the workspace]")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write summary.md, progress.png and results.tsv.
+
+    \b
+    Examples:
+      autoresearch report
+      autoresearch report --out ~/reports/tonight
+    """
+    from autoresearch.views.report import write_report
+
+    opened = options.open_at(workspace)
+    history, noise = options.read_history(opened)
+    paths = write_report(out or opened.root, history, noise, opened.config)
+    if as_json:
+        options.print_json({"report": paths})
+        return
+    for path in paths:
+        options.console().print(str(path), soft_wrap=True)
+
+
+def show(trial: TrialName, workspace: Where = None, as_json: AsJson = False) -> None:
+    """Everything about one trial: verdict, reason, runs, what train.py reported, artifacts.
+
+    \b
+    Examples:
+      autoresearch show 12
+      autoresearch show champion --json
+    """
+    from autoresearch.values.records import to_json
+    from autoresearch.views.show import find_trial, print_trial
+
+    opened = options.open_at(workspace)
+    found = find_trial(options.read_history(opened)[0], trial)
+    if as_json:
+        options.print_json(to_json(found))
+    else:
+        print_trial(options.console(), found, opened.trials_folder)
+
+
+def diff(trial: TrialName, workspace: Where = None, as_json: AsJson = False) -> None:
+    """What a trial changed in train.py; for `champion`, everything since the baseline.
+
+    \b
+    Examples:
+      autoresearch diff 12
+      autoresearch diff champion
+    """
+    from autoresearch.views.console import diff_text
+    from autoresearch.views.show import find_trial
+
+    opened = options.open_at(workspace)
+    history = options.read_history(opened)[0]
+    found = find_trial(history, trial)
+    old = history.baseline if trial == "champion" else found.parent
+    text = opened.repository.diff(old, found.commit, "train.py")
+    if as_json:
+        options.print_json({"trial": found.trial_id, "old": old, "new": found.commit, "diff": text})
+    else:
+        options.console().print(diff_text(text), soft_wrap=True)
+
+
+def export(
+    trial: TrialName,
+    folder: Annotated[Path, typer.Argument(help="A new or empty folder.")],
+    workspace: Where = None,
+    as_json: AsJson = False,
+) -> None:
+    """Copy a trial out of the workspace: train.py, weights, measurements, output.
+
+    \b
+    Examples:
+      autoresearch export champion ~/best
+      autoresearch export 12 twelve
+    """
+    from autoresearch.views.artifacts import WEIGHTS_NAME, export_trial
+    from autoresearch.views.show import find_trial
+
+    opened = options.open_at(workspace)
+    found = find_trial(options.read_history(opened)[0], trial)
+    source = opened.repository.read(found.commit, "train.py")
+    paths = export_trial(opened.trials_folder, found, source, folder)
+    if as_json:
+        options.print_json({"trial": found.trial_id, "files": paths})
+        return
+    console = options.console()
+    console.print(f"trial {found.trial_id}: {len(paths)} files in {folder}", soft_wrap=True)
+    if not any(path.name == WEIGHTS_NAME for path in paths):
+        console.print(
+            "no weights: only kept trials have them, until gc removes them", style="yellow"
+        )
+
+
+def doctor(workspace: Where = None, as_json: AsJson = False) -> None:
+    """Check this machine and workspace, one line each, with the command that mends what is wrong.
+
+    \b
+    Examples:
+      autoresearch doctor
+      autoresearch doctor --json
+    """
+    from rich.text import Text
+
+    from autoresearch.doctor import run_checks
+
+    checks = run_checks(workspace)
+    if as_json:
+        options.print_json([dataclasses.asdict(check) for check in checks])
+    else:
+        console = options.console()
+        styles = {"ok": "green", "warn": "yellow", "fail": "bold red"}
+        for check in checks:
+            status_word = Text(f"{check.status:<6}", style=styles[check.status])
+            console.print(status_word + Text(f"{check.name:<12}{check.detail}"), soft_wrap=True)
+            if check.remedy:
+                console.print(Text(f"{'':18}-> {check.remedy}", style="dim"), soft_wrap=True)
+    if any(check.status == "fail" for check in checks):
+        raise typer.Exit(1)

@@ -1,0 +1,75 @@
+"""The research branch in git: its head is the champion, and every trial's commit stays reachable.
+
+Only refs and objects are written; the user's checkout, index and branch are never touched.
+"""
+
+from __future__ import annotations
+
+from autoresearch.search.history import History
+from autoresearch.system.git import Repository
+from autoresearch.values.errors import TrustViolation, WorkspaceError
+from autoresearch.values.records import Proposal
+
+TRAIN_NAME = "train.py"
+
+
+class Branch:
+    """refs/heads/autoresearch/TAG and refs/autoresearch/TAG/trials/*."""
+
+    def __init__(self, repository: Repository, tag: str) -> None:
+        self._repository = repository
+        self.name = f"autoresearch/{tag}"
+        self._head_ref = f"refs/heads/{self.name}"
+        self._trials = f"refs/{self.name}/trials"
+
+    def start(self) -> str:
+        """The commit that the branch starts from: the user's HEAD where it is new, else its own first one.
+
+        Raises:
+            WorkspaceError: the user has the research branch checked out.
+        """
+        if self._repository.current_branch() == self.name:
+            raise WorkspaceError(
+                f"{self.name} is checked out, and a session moves it; run `git switch main` first"
+            )
+        base_ref = f"refs/{self.name}/baseline"
+        baseline = self._repository.resolve(base_ref)
+        if baseline is None:
+            baseline = self._repository.head()
+            self._repository.set_ref(base_ref, baseline, None)
+        return baseline
+
+    def read(self, commit: str) -> str:
+        """train.py of a commit."""
+        return self._repository.read(commit, TRAIN_NAME)
+
+    def commit(self, proposal: Proposal) -> str:
+        """A commit of the proposal on top of its parent, reachable by nothing yet."""
+        message = f"{proposal.description}\n\nProposed-by: {proposal.researcher}\n"
+        return self._repository.commit_file(proposal.parent, TRAIN_NAME, proposal.source, message)
+
+    def keep_reachable(self, trial_id: int, commit: str) -> None:
+        """Give a trial's commit a ref of its own, for good."""
+        ref = f"{self._trials}/{trial_id:04d}"
+        before = self._repository.resolve(ref)
+        if before != commit:
+            self._repository.set_ref(ref, commit, before)
+
+    def follow(self, history: History) -> None:
+        """Move the branch to the ledger's champion, from whichever earlier champion it is at.
+
+        Raises:
+            TrustViolation: it is at a commit that never was champion: somebody else moved it.
+        """
+        for trial in history.trials:
+            self.keep_reachable(trial.trial_id, trial.commit)
+        at = self._repository.resolve(self._head_ref)
+        if at == history.champion:
+            return
+        known = {history.baseline, *(crown.commit for crown in history.crowns)}
+        if at is not None and at not in known:
+            raise TrustViolation(
+                f"{self._head_ref} is at {at[:12]}, which never was the champion; the ledger's is "
+                f"{history.champion[:12]}. Restore it: `git update-ref {self._head_ref} {history.champion}`"
+            )
+        self._repository.set_ref(self._head_ref, history.champion, at)

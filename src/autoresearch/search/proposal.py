@@ -1,0 +1,96 @@
+"""What is turned down before it costs a run. Pure: text and history in, a reason out.
+
+Nothing here is a wall: a source that passes is as untrusted as before. It saves runs that could not
+be scored, and answers from the ledger what the ledger already knows.
+"""
+
+from __future__ import annotations
+
+import ast
+from dataclasses import dataclass
+from typing import Literal
+
+from autoresearch.search.history import History
+from autoresearch.values.constants import (
+    fingerprint,
+    is_seed_only_change,
+    parse_constants,
+    parse_source,
+)
+from autoresearch.values.errors import UserError
+
+MAX_SOURCE_BYTES = 128 * 1024
+MAX_LINE_CHARS = 400
+REQUIRED = ("build_model", "main")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Refusal:
+    """Why a proposal is not run: a short word for programs and a sentence for people and models."""
+
+    kind: Literal["too_large", "no_python", "incomplete", "no_change", "seed_only", "repeat"]
+    reason: str
+
+
+def check_proposal(source: str, parent_source: str, history: History) -> Refusal | None:
+    """None for a proposal that is worth a run on top of `parent_source`."""
+    return (
+        _check_size(source) or _check_program(source) or _check_news(source, parent_source, history)
+    )
+
+
+def _check_size(source: str) -> Refusal | None:
+    num_bytes = len(source.encode("utf-8", "surrogatepass"))
+    if num_bytes > MAX_SOURCE_BYTES:
+        reason = f"train.py has {num_bytes} bytes, at most {MAX_SOURCE_BYTES} are allowed"
+        return Refusal(kind="too_large", reason=reason)
+    for number, line in enumerate(source.splitlines(), start=1):
+        if len(line) > MAX_LINE_CHARS:
+            reason = (
+                f"line {number} has {len(line)} characters, at most {MAX_LINE_CHARS} are allowed"
+            )
+            return Refusal(kind="too_large", reason=reason)
+    return None
+
+
+def _check_program(source: str) -> Refusal | None:
+    try:
+        tree = parse_source(source)
+        parse_constants(source)
+        fingerprint(source)
+    except UserError as error:
+        return Refusal(kind="no_python", reason=str(error))
+    missing = [name for name in REQUIRED if not _defines(tree, name)]
+    if missing:
+        reason = f"train.py does not define {' and '.join(missing)}, which the harness calls"
+        return Refusal(kind="incomplete", reason=reason)
+    return None
+
+
+def _defines(tree: ast.Module, name: str) -> bool:
+    """True when the module binds `name` at its top level, or in a branch there."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.ClassDef) and node.name == name:
+            return True
+        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store) and node.id == name:
+            return True
+        if isinstance(node, ast.alias) and (node.asname or node.name) == name:
+            return True
+    return False
+
+
+def _check_news(source: str, parent_source: str, history: History) -> Refusal | None:
+    tree = fingerprint(source)
+    if tree == fingerprint(parent_source):
+        reason = "nothing changed but comments, docstrings or formatting"
+        return Refusal(kind="no_change", reason=reason)
+    if is_seed_only_change(parent_source, source):
+        reason = "nothing changed but a seed; seeds come from the referee"
+        return Refusal(kind="seed_only", reason=reason)
+    before = history.trial_like(tree)
+    if before is None:
+        return None
+    outcome = before.decision
+    verdict = f"{outcome.verdict.value}: {outcome.reason}" if outcome else "it is still running"
+    reason = f"the same program was tried in trial {before.trial_id} ({verdict})"
+    return Refusal(kind="repeat", reason=reason)

@@ -1,0 +1,5 @@
+"""Optuna's tree-structured Parzen estimator over the searchable constants."""
+
+from __future__ import annotations
+
+

@@ -1,0 +1,334 @@
+"""The loop, with a referee that computes scores from a constant instead of training: pytest tests/e2e/test_session.py"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from autoresearch.search.branch import Branch
+from autoresearch.search.ledger import Ledger
+from autoresearch.search.researchers.scripted import ScriptedEdit, ScriptedResearcher
+from autoresearch.search.session import Session
+from autoresearch.system.clock import FakeClock
+from autoresearch.system.git import Repository
+from autoresearch.values.config import Config, override
+from autoresearch.values.errors import Interrupted, TrialFailed, TrustViolation, UserError
+from autoresearch.values.records import Measurement, Outcome, Purpose, Verdict
+
+TRAIN = """\
+SCORE = 2.0  # what the fake referee gives it [1.0, 3.0]
+OUTCOME = "scored"  # how its runs end {"scored", "crash", "timeout", "cheat"}
+
+
+def build_model(run):
+    return None
+
+
+def main(run):
+    return None
+"""
+NOISE = (0.010, -0.010, 0.004, -0.006, 0.008, -0.004)
+
+
+class FakeReferee:
+    """Scores a run by the constants in its source, with a small fixed noise that cycles."""
+
+    def __init__(self) -> None:
+        clock = FakeClock()
+        cache = SimpleNamespace(keep=lambda *_: None, sweep=lambda: None)
+        self.host = SimpleNamespace(clock=clock, device="cuda:0", cache=cache)
+        self.scoring = SimpleNamespace(limit_s=600.0)
+        self.saved: list[int] = []
+        self.audited: list[int] = []
+        self.before: Callable[[Any], None] = lambda spec: None
+        self.audit_failure: TrialFailed | None = None
+        self.outcomes: list[Outcome] = []  # of the next runs, whatever their source says
+        self.forgotten: set[int] = set()
+
+    def run(self, spec: Any, watch: Any) -> Measurement:
+        """As Referee.run, at once."""
+        self.before(spec)
+        self.host.clock.sleep(10.0)
+        watch(5.0, {"step": 1})
+        values = dict(re.findall(r"^(\w+) = (\S+)", spec.source, re.MULTILINE))
+        outcome = self.outcomes.pop(0) if self.outcomes else Outcome(values["OUTCOME"].strip('"'))
+        is_scored = outcome is Outcome.SCORED
+        noise = NOISE[spec.run_id % len(NOISE)]
+        return Measurement(
+            run_id=spec.run_id,
+            commit=spec.commit,
+            purpose=spec.purpose,
+            seed=spec.seed,
+            outcome=outcome,
+            reason="" if is_scored else f"ended as {outcome}",
+            val_bpb=float(values["SCORE"]) + noise if is_scored else None,
+            at=self.host.clock.wall(),
+            total_s=10.0,
+            was_audited=spec.is_audited,
+            artifacts=spec.artifacts.name,
+        )
+
+    def has_weights(self, run_id: int) -> bool:
+        """All but those that a test took away."""
+        return run_id not in self.forgotten
+
+    def save_weights(self, run_id: int, path: Path) -> None:
+        """Remember which were saved."""
+        self.saved.append(run_id)
+
+    def audit(self, run_id: int) -> dict[str, Any]:
+        """Fine, unless a test says otherwise."""
+        self.audited.append(run_id)
+        if self.audit_failure:
+            raise self.audit_failure
+        return {"finding": ""}
+
+
+class Watcher:
+    """An observer that writes down the names of its calls."""
+
+    def __init__(self) -> None:
+        self.calls: list[str] = []
+
+    def __getattr__(self, name: str) -> Callable[..., None]:
+        return lambda *_: self.calls.append(name)
+
+
+class Bench:
+    """A workspace in miniature; `session` opens a new session on it, as after a restart."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.repository = Repository.create(root)
+        (root / "train.py").write_text(TRAIN)
+        self.repository.commit_files(["train.py"], "start")
+        self.referee = FakeReferee()
+        self.watcher = Watcher()
+        self.config = override(Config(), judge={"audit_frac": 0.0, "implausible_gain_frac": 0.9})
+
+    def run(self, *edits: dict[str, Any], **session: Any) -> str:
+        """One session over a script of constants; why it ended."""
+        config = override(self.config, session=session)
+        script = ScriptedResearcher([ScriptedEdit(constants=edit) for edit in edits])
+        branch = Branch(self.repository, "t")
+        with Ledger.open(self.root / "ledger.sqlite") as ledger:
+            ledger.start_session(config, branch.name, branch.start(), {})
+            args = (config, ledger, branch, self.referee, script, self.watcher, self.root / "runs")
+            return Session(*args).run()  # type: ignore[arg-type]
+
+    @property
+    def history(self) -> Any:
+        """The ledger, read by somebody else."""
+        with Ledger.read(self.root / "ledger.sqlite") as ledger:
+            return ledger.history()
+
+    @property
+    def verdicts(self) -> list[str]:
+        """Of all trials, in order."""
+        return [t.decision.verdict.value if t.decision else "open" for t in self.history.trials]
+
+    def head(self) -> str | None:
+        """Where the research branch is."""
+        return self.repository.resolve("refs/heads/autoresearch/t")
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Bench:
+    """A fresh miniature workspace."""
+    return Bench(tmp_path)
+
+
+def test_keeps_what_is_better_and_reverts_the_rest(bench: Bench) -> None:
+    """The branch moves to the kept commit only; all commits stay reachable."""
+    reason = bench.run({"SCORE": 1.8}, {"SCORE": 2.2}, {"SCORE": 1.79})
+    assert reason == "all 3 edits of the script are done"
+    assert bench.verdicts[:2] == ["keep", "discard"]
+    history = bench.history
+    assert bench.head() == history.champion
+    assert history.trials[1].parent == history.trials[0].commit
+    for trial in history.trials:
+        ref = f"refs/autoresearch/t/trials/{trial.trial_id:04d}"
+        assert bench.repository.resolve(ref) == trial.commit
+    assert bench.repository.current_branch() == "main"
+
+
+def test_calibrates_first_and_gives_a_new_champion_fresh_runs(bench: Bench) -> None:
+    """Six runs of the baseline, screen, replicate, three fresh ones; only the fresh ones count."""
+    bench.run({"SCORE": 1.8})
+    purposes = [run.purpose for run in bench.history.runs]
+    assert purposes[:8] == [Purpose.CALIBRATE] * 6 + [Purpose.SCREEN, Purpose.REPLICATE]
+    bench.run({"SCORE": 1.8}, {"SCORE": 2.5})
+    champion = bench.history.champion
+    fresh = [run for run in bench.history.runs_of(champion)]
+    assert [run.purpose for run in fresh] == [Purpose.CHAMPION] * 3
+
+
+def test_what_is_kept_was_audited_and_its_weights_are_saved(bench: Bench) -> None:
+    """The deciding run's weights, after the audit of that run."""
+    bench.run({"SCORE": 1.8})
+    decider = bench.history.trials[0].runs[-1].run_id
+    assert bench.referee.audited == [decider]
+    assert bench.referee.saved == [decider]
+
+
+def test_a_failed_audit_is_the_verdict(bench: Bench) -> None:
+    """A cheat is not kept, whatever it scored."""
+    bench.referee.audit_failure = TrialFailed(Outcome.CHEAT, "reads ahead")
+    bench.run({"SCORE": 1.5})
+    assert bench.verdicts == ["cheat"]
+    assert bench.history.trials[0].decision.reason == "reads ahead"
+    assert bench.head() == bench.history.baseline
+
+
+def test_failures_have_no_score_and_the_loop_goes_on(bench: Bench) -> None:
+    """Crash, timeout and cheat are verdicts of their own."""
+    edits = [{"SCORE": 1.5 + i / 100, "OUTCOME": name} for i, name in enumerate(("crash", "timeout", "cheat"))]
+    bench.run(*edits)
+    assert bench.verdicts == ["crash", "timeout", "cheat"]
+    assert all(trial.decision.val_bpb is None for trial in bench.history.trials)
+
+
+def test_disturbed_runs_are_made_again(bench: Bench) -> None:
+    """Both are in the ledger, one is judged."""
+    bench.run({"SCORE": 2.5})
+    bench.referee.outcomes = [Outcome.DISTURBED]
+    bench.run({"SCORE": 2.5}, {"SCORE": 2.6})
+    outcomes = [run.outcome for run in bench.history.trials[1].runs]
+    assert outcomes == [Outcome.DISTURBED, Outcome.SCORED]
+    assert bench.verdicts == ["discard", "discard"]
+
+
+@pytest.mark.parametrize("dies_at", range(1, 12))
+def test_resumes_after_a_death_at_any_run(bench: Bench, dies_at: int) -> None:
+    """Whatever had finished stays; the same verdicts fall as without the death."""
+
+    def die(spec: Any) -> None:
+        if spec.run_id == dies_at:
+            bench.referee.before = lambda spec: None
+            raise MemoryError("killed")
+
+    bench.referee.before = die
+    edits = ({"SCORE": 1.8}, {"SCORE": 2.2})
+    try:
+        bench.run(*edits)
+    except MemoryError:
+        assert len(bench.history.runs) == dies_at - 1
+        bench.run(*edits)
+    assert bench.verdicts == ["keep", "discard"]
+    assert bench.head() == bench.history.champion == bench.history.trials[0].commit
+
+
+def test_a_death_before_the_audit_costs_one_more_run(bench: Bench) -> None:
+    """Without the weights nothing can be audited, so nothing is kept before another run."""
+    bench.referee.forgotten = set(range(1, 9))
+    bench.run({"SCORE": 1.8})
+    runs = bench.history.trials[0].runs
+    assert [run.was_audited for run in runs] == [False, False, True]
+    assert bench.verdicts == ["keep"]
+
+
+def test_a_death_between_verdict_and_crown_is_mended(bench: Bench) -> None:
+    """The ledger says keep; champion and branch follow at the next start."""
+    bench.run({"SCORE": 2.5})
+    with Ledger.open(bench.root / "ledger.sqlite") as ledger:
+        history = ledger.history()
+        source = bench.repository.read(history.champion, "train.py").replace("2.0", "1.7")
+        commit = bench.repository.commit_file(history.champion, "train.py", source, "better")
+        from autoresearch.values.records import Decision, Proposal
+
+        proposal = Proposal(source=source, description="x", parent=history.champion, researcher="scripted")
+        trial_id = ledger.open_trial(proposal, commit)
+        ledger.close_trial(trial_id, Decision(verdict=Verdict.KEEP, reason="better"))
+    bench.run({"SCORE": 2.5}, {"SCORE": 1.7})
+    assert bench.history.champion == commit
+    assert bench.head() == commit
+
+
+def test_a_branch_moved_by_others_stops_the_session(bench: Bench) -> None:
+    """Exit 3: the record and git disagree."""
+    bench.run({"SCORE": 2.5})
+    foreign = bench.repository.commit_file(bench.repository.head(), "train.py", TRAIN + "\n", "mine")
+    bench.repository.set_ref("refs/heads/autoresearch/t", foreign, bench.head())
+    with pytest.raises(TrustViolation, match="never was the champion"):
+        bench.run({"SCORE": 2.5}, {"SCORE": 2.6})
+
+
+def test_a_baseline_that_does_not_run_is_the_users_to_mend(bench: Bench) -> None:
+    """No loop over a broken start."""
+    bench.referee.outcomes = [Outcome.CRASH]
+    with pytest.raises(UserError, match=r"gives no score.*stdout\.log"):
+        bench.run({"SCORE": 1.5})
+
+
+def test_proposals_not_worth_running_are_refused_and_written_down(bench: Bench) -> None:
+    """A repeat is answered from the ledger."""
+    bench.run({"SCORE": 2.5}, {"SCORE": 2.5}, {"SCORE": 2.6})
+    assert len(bench.history.trials) == 2
+    assert "same program was tried in trial 1" in bench.history.refusals[0].reason
+
+
+@pytest.mark.parametrize(
+    ("rule", "reason"),
+    [
+        ({"max_trials": 1}, "1 trials are done"),
+        ({"target_bpb": 1.9}, "target_bpb"),
+        ({"plateau_trials": 2}, "2 trials without a keep"),
+        ({"max_hours": 0.03}, "hours have passed"),
+    ],
+)
+def test_stop_rules(bench: Bench, rule: dict[str, Any], reason: str) -> None:
+    """Each rule ends the session and says so; the record says it ended in order."""
+    edits = [{"SCORE": 1.8}, {"SCORE": 2.5}, {"SCORE": 2.6}, {"SCORE": 2.7}]
+    assert reason in bench.run(*edits, **rule)
+    assert not bench.history.is_running
+    assert bench.watcher.calls[-1] == "session_stopped"
+
+
+def test_ctrl_c_once_finishes_the_trial_in_hand(bench: Bench) -> None:
+    """The first signal is a wish."""
+    import os
+    import signal
+
+    def press(spec: Any) -> None:
+        if spec.purpose is Purpose.SCREEN:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    bench.referee.before = press
+    assert bench.run({"SCORE": 1.8}, {"SCORE": 2.2}) == "stopped by Ctrl-C"
+    assert bench.verdicts == ["keep"]
+
+
+def test_ctrl_c_twice_stops_the_trial_and_records_it(bench: Bench) -> None:
+    """The second is an order; the next session goes on with the next trial."""
+    import os
+    import signal
+
+    def press(spec: Any) -> None:
+        if spec.purpose is Purpose.SCREEN:
+            bench.referee.before = lambda spec: None
+            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGINT)
+
+    bench.referee.before = press
+    with pytest.raises(Interrupted):
+        bench.run({"SCORE": 1.8}, {"SCORE": 2.2})
+    assert bench.verdicts == ["interrupted"]
+    bench.run({"SCORE": 1.8}, {"SCORE": 2.2})
+    assert bench.verdicts == ["interrupted", "discard"]
+
+
+def test_hooks_are_told_and_cannot_hurt(bench: Bench) -> None:
+    """A hook sees what happened in its environment; one that fails is noted."""
+    told = bench.root / "told"
+    bench.run(
+        {"SCORE": 1.8},
+        on_keep=f'echo "$AUTORESEARCH_EVENT $AUTORESEARCH_TRIAL" >> {told}',
+        on_stop="exit 7",
+    )
+    assert told.read_text() == "keep 1\n"
+    assert any("exit code 7" in event.body["text"] for event in bench.history.notes if "text" in event.body)
