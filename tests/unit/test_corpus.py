@@ -65,7 +65,9 @@ def test_files_needs_a_folder(tmp_path: Path) -> None:
 def test_files_needs_files(tmp_path: Path) -> None:
     """A folder without text says which kinds count."""
     (tmp_path / "image.png").write_bytes(b"x")
-    with pytest.raises(DataError, match=r"has no file of the kinds \.txt, \.md, \.jsonl, \.parquet"):
+    with pytest.raises(
+        DataError, match=r"has no file of the kinds \.txt, \.md, \.jsonl, \.parquet"
+    ):
         read(tmp_path)
 
 
@@ -150,7 +152,9 @@ def test_too_few_documents(tmp_path: Path) -> None:
 def test_bad_json_names_file_and_line(tmp_path: Path) -> None:
     """A line that is not JSON is an error with its number."""
     (tmp_path / "a.jsonl").write_text('{"text": "x"}\n\n{"text": \n')
-    with pytest.raises(DataError, match=r"a\.jsonl, line 3 is not JSON .*; mend or remove the line"):
+    with pytest.raises(
+        DataError, match=r"a\.jsonl, line 3 is not JSON .*; mend or remove the line"
+    ):
         read(tmp_path)
 
 
@@ -295,7 +299,7 @@ def test_pystdlib_says_when_it_is_not_there(tmp_path: Path) -> None:
 
 
 def test_hidden_folders_finds_every_installation(tmp_path: Path) -> None:
-    """Each package of each Python below a root is found, links and site-packages are not entered."""
+    """Each package of each Python below a root is found; links are not followed."""
     for prefix in ("opt/one/lib/python3.11", "home/two/lib/python3.14t", "opt/three/lib/pypy3.11"):
         for name in (*PACKAGES, "unittest/test", "json", "distutils"):
             (tmp_path / prefix / name).mkdir(parents=True)

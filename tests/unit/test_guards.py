@@ -158,7 +158,7 @@ def test_train_py_stays_readable() -> None:
     assert len(TRAIN.read_text().splitlines()) <= MAX_TRAIN_LINES
 
 
-@pytest.mark.parametrize("path", [*MODULES, TRAIN, *TESTS], ids=lambda path: path.name)
+@pytest.mark.parametrize("path", [*MODULES, TRAIN], ids=_name)
 def test_code_is_ascii(path: Path) -> None:
     """No character that a terminal, a diff or an agent may mangle."""
     assert path.read_bytes().isascii()

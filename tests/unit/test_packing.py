@@ -1,4 +1,4 @@
-"""Packing: no token is lost or doubled, rows are full; the reference's way is what its rule says."""
+"""Packing: no token is lost or doubled, rows are full; the reference's way follows its rule."""
 
 from __future__ import annotations
 
@@ -50,9 +50,7 @@ def test_nothing_is_lost_or_doubled(lengths: list[int], row_tokens: int, buffer:
 
 
 @given(LENGTHS, st.integers(2, 40), st.integers(1, 10))
-def test_rows_are_full_and_start_with_bos(
-    lengths: list[int], row_tokens: int, buffer: int
-) -> None:
+def test_rows_are_full_and_start_with_bos(lengths: list[int], row_tokens: int, buffer: int) -> None:
     """Every row has its length and its first token; less than a row is left over."""
     packed = pack_rows(documents_of(lengths), row_tokens, BOS, buffer)
     assert packed.rows.shape[1] == row_tokens

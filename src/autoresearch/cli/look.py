@@ -21,7 +21,9 @@ def status(
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Champion, baseline, gain, verdicts, pace, and the last trials.
+    """Champion, gain, verdicts, last trials.
+
+    Works beside a running session, as all commands that only show.
 
     \b
     Examples:
@@ -65,7 +67,9 @@ def report(
 
 
 def show(trial: TrialName, workspace: Where = None, as_json: AsJson = False) -> None:
-    """Everything about one trial: verdict, reason, runs, what train.py reported, artifacts.
+    """Everything about one trial.
+
+    Verdict, reason, runs, what train.py reported, artifacts.
 
     \b
     Examples:
@@ -84,7 +88,9 @@ def show(trial: TrialName, workspace: Where = None, as_json: AsJson = False) -> 
 
 
 def diff(trial: TrialName, workspace: Where = None, as_json: AsJson = False) -> None:
-    """What a trial changed in train.py; for `champion`, everything since the baseline.
+    """What a trial changed in train.py.
+
+    For `champion`, everything since the baseline.
 
     \b
     Examples:
@@ -111,7 +117,9 @@ def export(
     workspace: Where = None,
     as_json: AsJson = False,
 ) -> None:
-    """Copy a trial out of the workspace: train.py, weights, measurements, output.
+    """Copy a trial out of the workspace.
+
+    train.py, measurements, output, and the weights where they are on the disk.
 
     \b
     Examples:
@@ -137,7 +145,9 @@ def export(
 
 
 def doctor(workspace: Where = None, as_json: AsJson = False) -> None:
-    """Check this machine and workspace, one line each, with the command that mends what is wrong.
+    """Check this machine and workspace.
+
+    One line a check, with the command that mends what is wrong.
 
     \b
     Examples:

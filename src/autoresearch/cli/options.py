@@ -41,10 +41,11 @@ CorpusName: TypeAlias = Annotated[
     typer.Option(metavar="NAME", help="climbmix, fineweb-edu, tinystories, files or pystdlib."),
 ]
 TextFolder: TypeAlias = Annotated[
-    Path | None, typer.Option("--path", help="Folder with the text of the corpus `files`.")
+    Path | None,
+    typer.Option("--path", metavar="FOLDER", help="Folder with the text of the corpus `files`."),
 ]
 RunSeed: TypeAlias = Annotated[
-    int | None, typer.Option(min=0, help="Seed of the run. [default: a fresh one]")
+    int | None, typer.Option(min=0, metavar="N", help="Seed of the run. [default: a fresh one]")
 ]
 
 Tables: TypeAlias = dict[str, dict[str, Any]]

@@ -39,7 +39,9 @@ def init(
     budget: Budget = None,
     as_json: AsJson = False,
 ) -> None:
-    """Make a workspace: a git repository with train.py and all settings.
+    """Make a workspace.
+
+    It is a git repository of its own, with train.py, program.md and all settings.
 
     \b
     Examples:
@@ -80,9 +82,10 @@ def prepare(
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Get the text, train the tokenizer, pack the rows.
+    """Get the data ready.
 
-    Choices made here are written to autoresearch.toml.
+    Gets the text, trains the tokenizer, packs the rows. Choices made here are written to
+    autoresearch.toml.
 
     \b
     Examples:
@@ -136,15 +139,19 @@ def run(
         str | None, typer.Option(metavar="KIND", help="tpe, random or scripted.")
     ] = None,
     seed: Annotated[
-        int | None, typer.Option(min=0, help="Seed of the researcher's own draws.")
+        int | None, typer.Option(min=0, metavar="N", help="Seed of the researcher's own draws.")
     ] = None,
-    tag: Annotated[str | None, typer.Option(help="Work on branch autoresearch/TAG.")] = None,
+    tag: Annotated[
+        str | None, typer.Option(metavar="TAG", help="Work on branch autoresearch/TAG.")
+    ] = None,
     policy: Annotated[
         str | None, typer.Option(metavar="NAME", help="greedy, screen or confirm-all.")
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Research: propose, train, score, keep or revert.
+    """Research until stopped.
+
+    Each trial: propose, train, score, keep or revert.
 
     Ends by a stop rule or by Ctrl-C: once finishes the trial in hand, twice stops at once. Started
     again, it goes on.
@@ -201,7 +208,9 @@ def train(
     seed: RunSeed = None,
     as_json: AsJson = False,
 ) -> None:
-    """Run train.py once, as it is on the disk now, and print the summary.
+    """Run train.py once.
+
+    As it is on the disk now, committed or not; prints the summary after a line of dashes.
 
     \b
     Examples:
@@ -216,7 +225,7 @@ def train(
         raise UserError(
             f"could not read {opened.train_path}: {error}; restore it: `git checkout train.py`"
         ) from error
-    _finish_run(_run_once(opened, source, seed, message), as_json=as_json)
+    _finish_run(opened, _run_once(opened, source, seed, message), as_json=as_json)
 
 
 def _run_once(workspace: Workspace, source: str, seed: int | None, label: str) -> Measurement:
@@ -231,14 +240,14 @@ def _run_once(workspace: Workspace, source: str, seed: int | None, label: str) -
         return train_once(workspace, workspace.config, source, fresh, view.watch)
 
 
-def _finish_run(measurement: Measurement, *, as_json: bool) -> None:
+def _finish_run(workspace: Workspace, measurement: Measurement, *, as_json: bool) -> None:
     from autoresearch.values.records import to_json
     from autoresearch.views.show import print_run
 
     if as_json:
         options.print_json(to_json(measurement))
     else:
-        print_run(options.console(), measurement)
+        print_run(options.console(), measurement, workspace.trials_folder)
     if not measurement.is_scored:
         raise typer.Exit(1)
 
@@ -246,21 +255,29 @@ def _finish_run(measurement: Measurement, *, as_json: bool) -> None:
 def replay(
     trial: TrialName, workspace: Where = None, seed: RunSeed = None, as_json: AsJson = False
 ) -> None:
-    """Run an old trial's commit again and compare.
+    """Run an old trial again and compare.
 
     \b
     Examples:
       autoresearch replay 12
       autoresearch replay champion --json
     """
-    from autoresearch.views.show import compare_runs, find_trial
+    from autoresearch.values.records import to_json
+    from autoresearch.views.show import compare_runs, find_trial, print_run
 
     opened = options.open_at(workspace)
     found = find_trial(options.read_history(opened)[0], trial)
     source = opened.repository.read(found.commit, "train.py")
     measurement = _run_once(opened, source, seed, f"replay of trial {found.trial_id}")
-    options.console(to_stderr=as_json).print(compare_runs(found, measurement), soft_wrap=True)
-    _finish_run(measurement, as_json=as_json)
+    comparison = compare_runs(found, measurement)
+    if as_json:
+        facts = {"trial": found.trial_id, "comparison": comparison, "run": to_json(measurement)}
+        options.print_json(facts)
+    else:
+        print_run(options.console(), measurement, opened.trials_folder)
+        options.console().print(f"\n{comparison}", soft_wrap=True)
+    if not measurement.is_scored:
+        raise typer.Exit(1)
 
 
 def sample(
@@ -299,7 +316,9 @@ def gc(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Remove the oldest weights beyond the disk cap, never the champion's.
+    """Remove old weights beyond the disk cap.
+
+    The oldest go first, the champion's never.
 
     \b
     Examples:
@@ -327,7 +346,9 @@ def demo(
     preset: Annotated[str, typer.Option(metavar="NAME", help="Starting values.")] = "demo",
     as_json: AsJson = False,
 ) -> None:
-    """The main job in one command: a workspace, data, calibration, trials, and what came out.
+    """The main job in one command.
+
+    Makes a workspace, prepares its data, calibrates, runs trials, shows what came out.
 
     \b
     Examples:

@@ -49,7 +49,7 @@ class Dataset:
 
     @property
     def digest(self) -> str:
-        """Hash of every file's hash: equal for equal bytes, wherever they lie."""
+        """Hash of every file and its meaning: equal for equal data, wherever it lies."""
         return str(self.manifest["digest"])
 
     @property
@@ -115,13 +115,17 @@ class Dataset:
         """The rows of one .bin file as a read-only memory map (N, context + 1)."""
         return np.memmap(path, dtype="<u2", mode="r").reshape(-1, self.context + 1)
 
+    def load_tokenizer(self) -> Tokenizer:
+        """The tokenizer, read anew: keep it where more than one text goes through it."""
+        return Tokenizer.open(self.tokenizer_path)
+
     def encode(self, text: str) -> Tokens:
         """Token ids of `text`, without the beginning-of-sequence token."""
-        return Tokenizer.open(self.tokenizer_path).encode(text)
+        return self.load_tokenizer().encode(text)
 
     def decode(self, tokens: Iterable[int]) -> str:
         """The text of `tokens`."""
-        return Tokenizer.open(self.tokenizer_path).decode(tokens)
+        return self.load_tokenizer().decode(tokens)
 
     def verify(self) -> None:
         """Read every byte and compare with the manifest.
@@ -180,9 +184,7 @@ def open_dataset(settings: DataSettings, home: Path) -> Dataset:
             folder=folder, holdout_path=home / "holdout" / name / "holdout.bin", manifest=manifest
         )
         if manifest["digest"] != digest_of(manifest):
-            raise DataError(
-                f"{path} was altered: its digest does not match its list of files; {REPAIR}"
-            )
+            raise DataError(f"{path} was altered: its digest does not match the rest; {REPAIR}")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{path} is missing or damaged ({error!r}); {REPAIR}") from error
     dataset._check(read_all=False)

@@ -246,7 +246,8 @@ def _download(
     path.parent.mkdir(parents=True, exist_ok=True)
     with partial_path.open("ab") as file:
         if file.tell() > shard.size_bytes:
-            file.truncate(0)
+            file.seek(0)
+            file.truncate()
         _reach(f"{listing.repo}/{shard.name}", lambda: _stream(listing, shard, file, report_size))
         file.flush()
         os.fsync(file.fileno())

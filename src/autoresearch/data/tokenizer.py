@@ -17,6 +17,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -104,9 +105,10 @@ class Tokenizer:
 
     def decode(self, tokens: Iterable[int]) -> str:
         """The text of `tokens`; special tokens give nothing, broken UTF-8 gives U+FFFD."""
-        raw = self.token_bytes()
+        raw = self.token_bytes
         return b"".join(raw[int(token)] for token in tokens).decode("utf-8", "replace")
 
+    @cached_property
     def token_bytes(self) -> list[bytes]:
         """The raw bytes of every token by id; empty for special tokens."""
         alphabet = {character: byte for byte, character in _byte_alphabet().items()}
@@ -117,11 +119,11 @@ class Tokenizer:
 
     def byte_lengths(self) -> npt.NDArray[np.uint16]:
         """True bytes of each token, (V,)."""
-        return np.array([len(raw) for raw in self.token_bytes()], dtype=np.uint16)
+        return np.array([len(raw) for raw in self.token_bytes], dtype=np.uint16)
 
     def decoded_byte_lengths(self) -> npt.NDArray[np.uint16]:
         """Bytes of each token decoded alone with replacement characters, (V,)."""
-        decoded = (raw.decode("utf-8", "replace").encode() for raw in self.token_bytes())
+        decoded = (raw.decode("utf-8", "replace").encode() for raw in self.token_bytes)
         return np.array([len(text) for text in decoded], dtype=np.uint16)
 
 

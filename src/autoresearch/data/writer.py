@@ -31,6 +31,7 @@ SHARD_TOKENS = 64_000_000  # packed together: 128 MB a file
 # Scoring rows are drawn from this many times their tokens, and from MIN_POOL_TOKENS at least.
 POOL_FACTOR = 4
 MIN_POOL_TOKENS = 2_000_000
+DIGESTED = ("format", "vocab_size", "context", "bos", "splits", "files", "holdout")
 MAX_SEEN = 2_000_000  # hashes of training documents remembered, to leave out copies: 180 MB
 
 
@@ -227,6 +228,6 @@ def _entry(path: Path) -> dict[str, Any]:
 
 
 def digest_of(manifest: dict[str, Any]) -> str:
-    """Hash of the hashes of all files that a manifest lists."""
-    hashes = [f"{name} {entry['sha256']}\n" for name, entry in sorted(manifest["files"].items())]
-    return hashlib.sha256("".join([*hashes, manifest["holdout"]["sha256"]]).encode()).hexdigest()
+    """Hash of all of a manifest that says what the data is, not where it came from."""
+    kept = {name: manifest[name] for name in DIGESTED}
+    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()

@@ -15,6 +15,7 @@ from types import ModuleType
 import torch
 
 from autoresearch.inside.harness import Run
+from autoresearch.system.procs import die_with_parent
 from autoresearch.wire.channel import Channel, ChannelClosed
 
 
@@ -36,6 +37,7 @@ def set_threads(threads: int) -> None:
 
 def main() -> None:
     """Train once."""
+    die_with_parent()
     channel = Channel.from_fd(int(sys.argv[1]))
     channel.send("hello")
     message = channel.receive()

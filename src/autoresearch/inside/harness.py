@@ -70,7 +70,9 @@ class Run:
         self._reserve_s = _hand_over_s(model, self.device)
         weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
         moments = _clone_state(optimizer)
-        groups = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
+        groups = [
+            {k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups
+        ]
         groups = copy.deepcopy(groups)
         generators = _generator_states(self.device)
         yield
@@ -181,7 +183,9 @@ def load_weights(model: nn.Module, fd: int) -> None:
 
 def _hand_over_s(model: nn.Module, device: torch.device) -> float:
     """Seconds to set aside for handing over a model of this size; measured rates, halved."""
-    size_bytes = sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
+    size_bytes = sum(
+        tensor.numel() * tensor.element_size() for tensor in model.state_dict().values()
+    )
     return 0.05 + size_bytes / (1.0e9 if device.type == "cuda" else 0.3e9)
 
 
@@ -217,7 +221,9 @@ def _map_rows(fd: int, row_tokens: int) -> Tensor:
 
 def _clone_state(optimizer: torch.optim.Optimizer) -> dict[Any, dict[str, Any]]:
     return {
-        parameter: {k: v.clone() if isinstance(v, Tensor) else copy.deepcopy(v) for k, v in state.items()}
+        parameter: {
+            k: v.clone() if isinstance(v, Tensor) else copy.deepcopy(v) for k, v in state.items()
+        }
         for parameter, state in optimizer.state.items()
     }
 

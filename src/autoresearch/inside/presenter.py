@@ -18,11 +18,13 @@ from torch import Tensor, nn
 from autoresearch.inside.candidate import load_train, set_threads
 from autoresearch.inside.harness import Run, load_weights
 from autoresearch.inside.presented import map_logits, map_tokens
+from autoresearch.system.procs import die_with_parent
 from autoresearch.wire.channel import Channel, ChannelClosed, Message
 
 
 def main() -> None:
     """Answer until the scorer goes."""
+    die_with_parent()
     channel = Channel.from_fd(int(sys.argv[1]))
     channel.send("hello")
     try:

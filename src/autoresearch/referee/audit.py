@@ -1,10 +1,11 @@
 """Did the model use what it must not? Compare the scored presentation with one in a fresh sandbox that sees only decoys.
 
 A decoy is a validation row cut at a random place and continued with real text of another row; decoys come in another
-order and other batches. Up to the cut both presentations had the same past, so an honest causal model predicts both
-equally well, but for the noise of its kernels. Three things can differ:
+order and other batches. Both presentations are asked for the tokens of the row itself, up to the first one after the cut,
+which the decoy does not show: until there both had the same past, so an honest causal model predicts them equally well,
+but for the noise of its kernels. Three things can differ:
 
-* the *cut* arm: where the first presentation predicts the tokens before the cut better, it used the future of the row;
+* the *cut* arm: where the first presentation predicts these tokens better, it used the future of the row;
 * the *control* arm (rows continued with their own text): where the first is better even here, it used other rows, memory
   or adaptation, for a lone fresh look at the same text does worse;
 * noise in both directions without a gain: scoring that does not repeat, no cheat but no measurement either.
@@ -34,7 +35,9 @@ class Decoys:
 
     rows: NDArray[np.int32]
     source: NDArray[np.int64]
-    cut: NDArray[np.int64]  # tokens before the cut, the same past in both presentations
+    cut: NDArray[
+        np.int64
+    ]  # tokens before the cut; the token after them is the last whose past is the same
     is_control: NDArray[np.bool_]
 
 
@@ -56,7 +59,7 @@ def make_decoys(rows: NDArray[np.int32], chunk_rows: int, seed: int) -> Decoys:
     rng = np.random.default_rng(seed)
     count = min(len(rows), max(MAX_DECOYS, chunk_rows))
     source = rng.choice(len(rows), size=count, replace=False)
-    cut = rng.integers(max(2, rows.shape[1] // 8), rows.shape[1] - 1, size=count)
+    cut = rng.integers(1, rows.shape[1] - 1, size=count)
     is_control = rng.random(count) < CONTROL_FRAC
     is_control[: min(2, count)] = True
     is_control[-1] = False
@@ -70,7 +73,7 @@ def make_decoys(rows: NDArray[np.int32], chunk_rows: int, seed: int) -> Decoys:
 
 
 def compare(first: NDArray[np.float32], second: NDArray[np.float32], decoys: Decoys) -> AuditReport:
-    """Judge the nats (n, context) of the same rows in the two presentations."""
+    """Judge the nats (n, context) of the same targets in the two presentations."""
     gains = {}
     for near in (*NEAR_TOKENS, 0):
         gains[str(near or "all")] = _row_gains(first, second, decoys.cut, near)
@@ -99,11 +102,13 @@ def compare(first: NDArray[np.float32], second: NDArray[np.float32], decoys: Dec
 def _row_gains(
     first: NDArray[np.float32], second: NDArray[np.float32], cut: NDArray[np.int64], near: int
 ) -> NDArray[np.float64]:
-    """Mean gain a row over the last `near` targets before the cut (0: all). Column t predicts token t + 1."""
+    """Mean gain a row over the last `near` targets with the same past (0: all). Column t predicts token t + 1."""
     gain = second.astype(np.float64) - first
-    ends = cut - 1
+    ends = cut
     starts = np.maximum(0, ends - near) if near else np.zeros_like(ends)
-    return np.array([gain[i, a:b].mean() for i, (a, b) in enumerate(zip(starts, ends, strict=True))])
+    return np.array(
+        [gain[i, a:b].mean() for i, (a, b) in enumerate(zip(starts, ends, strict=True))]
+    )
 
 
 def _standard_error(noise: NDArray[np.float64], count: int) -> float:

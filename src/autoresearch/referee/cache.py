@@ -1,7 +1,8 @@
 """Compile caches between trials: read from the parent commit, written to a private layer, kept only with the trial.
 
 A run gets a private copy of its parent's cache, so nothing that it writes reaches another run. What is there at `ready`,
-before any training token has been seen, is staged: regular files only, up to a size. `keep` makes the staged files the
+before any training token has been seen, is staged: regular files only, up to a size and a number. The process that wrote
+them is still running and may swap a file for a link or a pipe at any moment, so files are opened first and looked at then. `keep` makes the staged files the
 cache of the commit; `drop` forgets them. Runs of `confirm` name no parent and start empty.
 """
 
@@ -16,6 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 MOST_BYTES = 2 << 30
+MOST_FILES = 50_000
 
 
 class CompileCache:
@@ -59,18 +61,33 @@ class CompileCache:
 
 
 def _copy_regular(source: Path, target: Path) -> None:
-    """Copy regular files, without following a link, until MOST_BYTES are reached."""
-    left = MOST_BYTES
-    for folder, names, files in os.walk(source, followlinks=False):
-        names[:] = [name for name in names if not Path(folder, name).is_symlink()]
+    """Copy regular files, without following a link anywhere, until MOST_BYTES or MOST_FILES are reached."""
+    left_bytes, left_files = MOST_BYTES, MOST_FILES
+    for folder, _, names, folder_fd in os.fwalk(source, follow_symlinks=False):
         inside = target / Path(folder).relative_to(source)
         inside.mkdir(parents=True, exist_ok=True)
         inside.chmod(0o777)
-        for name in files:
-            path = Path(folder, name)
-            status = path.lstat()
-            if not stat.S_ISREG(status.st_mode) or status.st_size > left:
-                continue
-            left -= status.st_size
-            shutil.copyfile(path, inside / name, follow_symlinks=False)
-            (inside / name).chmod(0o666 | (status.st_mode & 0o111))
+        for name in names:
+            if left_files == 0:
+                return
+            left_files -= 1
+            left_bytes -= _copy_file(folder_fd, name, inside / name, left_bytes)
+
+
+def _copy_file(folder_fd: int, name: str, target: Path, most_bytes: int) -> int:
+    """Copy one regular file of at most `most_bytes`; the bytes written, 0 where it is something else."""
+    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    try:
+        fd = os.open(name, flags, dir_fd=folder_fd)
+    except OSError:
+        return 0  # a link, or gone by now
+    with open(fd, "rb") as file:
+        status = os.fstat(fd)
+        if not stat.S_ISREG(status.st_mode) or status.st_size > most_bytes:
+            return 0
+        with target.open("wb") as copy:
+            num_bytes = 0
+            while data := file.read(min(1 << 20, status.st_size - num_bytes)):
+                num_bytes += copy.write(data)
+            os.fchmod(copy.fileno(), 0o666 | (status.st_mode & 0o111))
+    return num_bytes

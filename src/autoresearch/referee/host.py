@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -102,7 +103,9 @@ class Host:
         if self.inside_path is not None:
             env["INSIDE_PATH"] = self.sandbox.inside(walls, self.inside_path)
         cap_bytes = self.config.artifacts.stdout_cap_kb << 10 if role == "candidate" else 0
-        return open_inside(f"{self.inside}.{role}", self.sandbox, walls, env=env, output_cap_bytes=cap_bytes)
+        return open_inside(
+            f"{self.inside}.{role}", self.sandbox, walls, env=env, output_cap_bytes=cap_bytes
+        )
 
     def settings(self, spec: RunSpec) -> dict[str, Any]:
         """What the untrusted side is told: shapes, device, budget, seed."""
@@ -126,6 +129,12 @@ class Host:
         return Walls(
             readable=readable,
             writable={cache_folder: "/cache"},
-            hidden=hidden_folders(runtime_folders()),
+            hidden=[*_hidden_runtime(), self.dataset.folder, self.dataset.holdout_path.parent],
             device_nodes=device_nodes(self.device),
         )
+
+
+@lru_cache(maxsize=1)
+def _hidden_runtime() -> tuple[Path, ...]:
+    """Corpus text among what the walls show; looked for once, it takes more than a second."""
+    return tuple(hidden_folders(runtime_folders()))

@@ -51,6 +51,14 @@ class Peer:
             self.channel.send(kind, fds or [], **body)
         except ChannelClosed as error:
             raise PeerGone(f"the {self.name} ended") from error
+        except (ChannelBroken, OSError) as error:
+            raise PeerGone(f"the {self.name} broke the protocol: {error}") from error
+
+    def finish(self, wait_s: float = 5.0) -> None:
+        """Close our end, give a trusted process the time to leave in order, then end it."""
+        self.channel.close()
+        self.tree.wait(wait_s)
+        self.end()
 
     def end(self) -> None:
         """Kill the whole tree and close our end; a second call does nothing.
@@ -108,7 +116,9 @@ def open_scorer(env: dict[str, str]) -> Peer:
 
 def _python_env(extra: str = "") -> dict[str, str]:
     package_parent = str(Path(autoresearch.__file__).resolve().parents[1])
-    others = [p for p in os.environ.get("PYTHONPATH", "").split(os.pathsep) if p and p != package_parent]
+    others = [
+        p for p in os.environ.get("PYTHONPATH", "").split(os.pathsep) if p and p != package_parent
+    ]
     kept = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
     return {
         **kept,

@@ -3,9 +3,10 @@
 It lives as long as the session. For every chunk of rows it writes tokens (never targets) into a buffer that only it can
 write, fills the logits buffer with NaN, asks the presenter, copies the answer once into private memory, and computes
 from that copy alone: log-softmax in float32, sums in float64. The presenter is free to scribble over the buffer
-afterwards. Nats a token of the last presentations stay here, for the audit to compare with.
+afterwards. Every presentation gets buffers that no earlier one has seen, so that no presenter can leave a note for the
+next. Nats a token of the last presentations stay here, for the audit to compare with.
 
-Messages in: load, score, audit, generate, forget. Out: ready, scored, audited, generated, failed with a fixed code.
+Messages in: load, prepare, score, audit, generate. Out: ready, prepared, scored, audited, generated, failed with a code.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ PRESENTATIONS_KEPT = 8
 
 
 class ScoringFailed(Exception):
-    """The presenter did not give usable logits; the text is one of the codes in trial.SCORING_FAILURES."""
+    """The presenter did not give usable logits; the text is one of the codes in scoring.FAILURES."""
 
 
 class Scorer:
@@ -47,20 +48,43 @@ class Scorer:
         self.token_bytes = _byte_table(settings["token_bytes_path"])
         self.token_bytes_decoded = _byte_table(settings["token_bytes_decoded_path"])
         self.nats: OrderedDict[int, Tensor] = OrderedDict()  # run id -> (rows, context) float32
-        self.tokens_shared = SharedBuffer.create("tokens", self.chunk_rows * self.context * 4)
-        self.tokens = torch.frombuffer(self.tokens_shared.writable(), dtype=torch.int32)
-        self.tokens = self.tokens.view(self.chunk_rows, self.context)
-        self.tokens_shared.keep_for_me()
-        self.logits, self.logits_fd = self._make_logits()
+        self.logits_shape = (self.chunk_rows, self.context, self.vocab_size)
+        self._host_buffers: list[SharedBuffer] = []
+        self._device_fd = -1
+        if self.device.type == "cuda":  # pragma: no cover - needs a GPU: tests/gpu
+            self._make_device_logits()
 
-    def _make_logits(self) -> tuple[Tensor, int]:
-        shape = (self.chunk_rows, self.context, self.vocab_size)
-        size_bytes = 4 * math.prod(shape)
-        if self.device.type == "cuda":
-            memory, fd = device_memory.create(size_bytes, self.device.index or 0)
-            return device_memory.as_tensor(memory, shape), fd
-        shared = SharedBuffer.create("logits", size_bytes)
-        return torch.frombuffer(shared.writable(), dtype=torch.float32).view(shape), shared.fd
+    def make_buffers(self) -> list[int]:
+        """Fresh buffers for the next presentation; descriptors of tokens and logits, to be handed to the presenter.
+
+        Device memory stays and is wiped: nobody but the scorer maps it now, its last presenter is dead.
+        """
+        self.tokens = torch.empty(0)  # lets go of the old mappings
+        if self._device_fd < 0:
+            self.logits = torch.empty(0)
+        for buffer in self._host_buffers:
+            buffer.close()
+        tokens = SharedBuffer.create("tokens", self.chunk_rows * self.context * 4)
+        self.tokens = torch.frombuffer(tokens.writable(), dtype=torch.int32)
+        self.tokens = self.tokens.view(self.chunk_rows, self.context)
+        tokens.keep_for_me()
+        self._host_buffers = [tokens]
+        if self._device_fd >= 0:  # pragma: no cover - needs a GPU: tests/gpu
+            self.logits.fill_(math.nan)
+            self._synchronize()
+            return [tokens.fd, self._device_fd]
+        logits = SharedBuffer.create("logits", 4 * math.prod(self.logits_shape))
+        self.logits = torch.frombuffer(logits.writable(), dtype=torch.float32).view(
+            self.logits_shape
+        )
+        logits.fix_size()
+        self._host_buffers.append(logits)
+        return [tokens.fd, logits.fd]
+
+    def _make_device_logits(self) -> None:  # pragma: no cover - needs a GPU: tests/gpu
+        size_bytes = 4 * math.prod(self.logits_shape)
+        memory, self._device_fd = device_memory.create(size_bytes, self.device.index or 0)
+        self.logits = device_memory.as_tensor(memory, self.logits_shape)
 
     def ask(self, presenter: Channel, tokens: Tensor, deadline: float) -> Tensor:
         """The presenter's logits for `tokens` (n <= chunk_rows, context), as a private copy (n, context, vocab).
@@ -90,17 +114,18 @@ class Scorer:
         self._synchronize()
         return private
 
-    def nats_of(self, presenter: Channel, rows: Tensor, deadline: float) -> Tensor:
-        """Nats of every target of `rows` (n, context + 1), as (n, context) float32 on the host.
+    def nats_of(self, presenter: Channel, shown: Tensor, asked: Tensor, deadline: float) -> Tensor:
+        """Nats of the targets `asked` where the tokens `shown` are seen; all (n, context), float32 on the host.
 
         Raises:
             ScoringFailed: as `ask`, or a nat that is not finite.
         """
         parts = []
-        for chunk in rows.split(self.chunk_rows):
-            logits = self.ask(presenter, chunk[:, :-1], deadline)
-            targets = chunk[:, 1:].to(self.device, torch.long)
-            parts.append(_nats(logits, targets))
+        for tokens, targets in zip(
+            shown.split(self.chunk_rows), asked.split(self.chunk_rows), strict=True
+        ):
+            logits = self.ask(presenter, tokens, deadline)
+            parts.append(_nats(logits, targets.to(self.device, torch.long)))
         nats = torch.cat(parts).cpu()
         if not bool(torch.isfinite(nats).all()):
             raise ScoringFailed("not_finite")
@@ -108,7 +133,7 @@ class Scorer:
 
     def score(self, presenter: Channel, run_id: int, deadline: float) -> dict[str, Any]:
         """Bits per byte over all rows, each shown once, with both byte tables."""
-        nats = self.nats_of(presenter, self.rows, deadline)
+        nats = self.nats_of(presenter, self.rows[:, :-1], self.rows[:, 1:], deadline)
         self.nats[run_id] = nats
         while len(self.nats) > PRESENTATIONS_KEPT:
             self.nats.popitem(last=False)
@@ -124,12 +149,20 @@ class Scorer:
         if run_id not in self.nats:
             raise ScoringFailed("unknown_run")
         decoys = audit.make_decoys(self.rows.numpy(), self.chunk_rows, seed)
-        second = self.nats_of(presenter, torch.from_numpy(decoys.rows), deadline)
-        first = self.nats[run_id][torch.from_numpy(decoys.source)]
+        source = torch.from_numpy(decoys.source)
+        shown = torch.from_numpy(decoys.rows)[:, :-1]
+        second = self.nats_of(presenter, shown, self.rows[source, 1:], deadline)
+        first = self.nats[run_id][source]
         return asdict(audit.compare(first.numpy(), second.numpy(), decoys))
 
     def generate(
-        self, presenter: Channel, prompt: list[int], count: int, temperature: float, seed: int, deadline: float
+        self,
+        presenter: Channel,
+        prompt: list[int],
+        count: int,
+        temperature: float,
+        seed: int,
+        deadline: float,
     ) -> list[int]:
         """`count` tokens after `prompt`, drawn from the presenter's logits; special tokens are never drawn."""
         generator = torch.Generator().manual_seed(seed)
@@ -153,11 +186,15 @@ class Scorer:
 
 
 def _nats(logits: Tensor, targets: Tensor) -> Tensor:
-    """Cross-entropy a token in float32; a row at a time, for memory."""
+    """Cross-entropy a token in float32; a row at a time, for memory.
+
+    The largest logit is taken off first: at an offset of 1e9 float32 has steps of 64, which swallow the whole entropy.
+    """
     parts = []
     for row_logits, row_targets in zip(logits, targets, strict=True):
-        chosen = row_logits.gather(-1, row_targets[:, None])[:, 0]
-        parts.append(torch.logsumexp(row_logits, dim=-1) - chosen)
+        shifted = row_logits - row_logits.amax(dim=-1, keepdim=True)
+        chosen = shifted.gather(-1, row_targets[:, None])[:, 0]
+        parts.append(torch.logsumexp(shifted, dim=-1) - chosen)
     return torch.stack(parts)
 
 
@@ -178,11 +215,13 @@ def serve(channel: Channel) -> None:
     assert message is not None, "without a timeout there is always a message"
     torch.set_num_threads(message.body["threads"])
     scorer = Scorer(message.body)
-    fds = [scorer.tokens_shared.fd, scorer.logits_fd]
-    channel.send("ready", fds, num_rows=len(scorer.rows))
+    channel.send("ready", num_rows=len(scorer.rows))
     while True:
         request = channel.receive()
         assert request is not None, "without a timeout there is always a message"
+        if request.kind == "prepare":
+            channel.send("prepared", scorer.make_buffers())
+            continue
         try:
             kind, body = _answer(scorer, request)
         except ScoringFailed as failure:

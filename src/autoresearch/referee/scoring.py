@@ -7,7 +7,6 @@ its end of the channel is handed over. The scorer's answer is the only thing tha
 from __future__ import annotations
 
 import contextlib
-import os
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from autoresearch.referee.peer import Peer, PeerGone, open_scorer
 from autoresearch.values.errors import AutoresearchError, TrialFailed
 from autoresearch.values.records import Outcome
 from autoresearch.wire.buffer import SharedBuffer
+from autoresearch.wire.channel import Message
 
 LOAD_LIMIT_S = 120.0  # for a scorer or a presenter to import and load
 FAILURES = {  # every code that the untrusted side or the scorer may give, in plain words
@@ -36,22 +36,20 @@ class Scoring:
         self.host = host
         self.limit_s = 600.0  # for one scoring; the session sets it to three times the baseline's
         self._scorer: Peer | None = None
-        self._buffers: list[int] = []  # descriptors of the token and the logits buffer
+        self._is_loaded = False
 
     def open(self) -> None:
         """Start the scorer; it imports and loads while others work."""
         if self._scorer is None:
             self._scorer = open_scorer(self.host.env)
-            self._scorer.send("load", **self._settings())
+            with contextlib.suppress(PeerGone):  # `_ready` says what became of it
+                self._scorer.send("load", **self._settings())
 
     def close(self) -> None:
         """End the scorer."""
         if self._scorer is not None:
-            self._scorer.end()
-        for fd in self._buffers:
-            with contextlib.suppress(OSError):
-                os.close(fd)
-        self._scorer, self._buffers = None, []
+            self._scorer.finish()
+        self._scorer, self._is_loaded = None, False
 
     def ask(self, kind: str, spec: RunSpec, weights: SharedBuffer, **body: Any) -> dict[str, Any]:
         """Put one question about `weights` to the scorer, with a presenter started for it.
@@ -74,30 +72,49 @@ class Scoring:
         Raises:
             TrialFailed: the presenter failed (crash, timeout) or the scorer died (disturbed).
         """
-        scorer = self._ready()
+        self._ready()
+        buffers = self._ask_scorer("prepare", [], LOAD_LIMIT_S)
         try:
             _expect(presenter, "hello")
-            fds = [weights.fd, *self._buffers]
-            presenter.send("load", fds, **self.host.settings(spec))
+            presenter.send("load", [weights.fd, *buffers.fds], **self.host.settings(spec))
             _expect(presenter, "ready")
         except PeerGone as gone:
             raise TrialFailed(Outcome.CRASH, FAILURES["presenter_died"]) from gone
+        finally:
+            buffers.close()
+        fds = [presenter.channel.fileno()]
+        message = self._ask_scorer(
+            kind, fds, self.limit_s + LOAD_LIMIT_S, limit_s=self.limit_s, **body
+        )
+        if message.kind == "failed":
+            raise self._failure(str(message.body["code"]))
+        return message.body
+
+    def _ask_scorer(self, kind: str, fds: list[int], patience_s: float, **body: Any) -> Message:
+        """One question and its answer.
+
+        Raises:
+            TrialFailed: the scorer died or does not answer; it is ended, the next `open` starts another.
+        """
+        assert self._scorer is not None, "_ready() starts it"
         try:
-            scorer.send(kind, [presenter.channel.fileno()], limit_s=self.limit_s, **body)
-            message = scorer.receive(self.limit_s + LOAD_LIMIT_S)
+            self._scorer.send(kind, fds, **body)
+            message = self._scorer.receive(patience_s)
         except PeerGone as gone:
             self.close()
             raise TrialFailed(Outcome.DISTURBED, f"{gone} while it scored") from gone
         if message is None:
             self.close()
             raise TrialFailed(Outcome.DISTURBED, "the scorer did not answer")
-        if message.kind == "failed":
-            raise self._failure(str(message.body["code"]))
-        return message.body
+        return message
 
     def _failure(self, code: str) -> TrialFailed:
         if code == "scoring_timeout":
             return TrialFailed(Outcome.TIMEOUT, f"scoring took longer than {self.limit_s:.0f} s")
+        if code == "unknown_run":
+            return TrialFailed(
+                Outcome.DISTURBED, "the scorer that made the first presentation is gone"
+            )
         return TrialFailed(Outcome.CRASH, FAILURES.get(code, "the presentation failed"))
 
     def _settings(self) -> dict[str, Any]:
@@ -113,15 +130,15 @@ class Scoring:
             "threads": self.host.threads,
         }
 
-    def _ready(self) -> Peer:
-        """The scorer, loaded.
+    def _ready(self) -> None:
+        """Start the scorer where none runs, and wait until it is loaded.
 
         Raises:
             AutoresearchError: it does not start; its output is in the message.
         """
         self.open()
         assert self._scorer is not None, "open() starts it"
-        if not self._buffers:
+        if not self._is_loaded:
             try:
                 message = self._scorer.receive(LOAD_LIMIT_S)
             except PeerGone as gone:
@@ -131,8 +148,7 @@ class Scoring:
             if message is None or message.kind != "ready":
                 self.close()
                 raise AutoresearchError(f"the scorer was not ready after {LOAD_LIMIT_S:.0f} s")
-            self._buffers = message.fds
-        return self._scorer
+            self._is_loaded = True
 
 
 def _expect(presenter: Peer, kind: str) -> None:
@@ -144,7 +160,9 @@ def _expect(presenter: Peer, kind: str) -> None:
     """
     message = presenter.receive(LOAD_LIMIT_S)
     if message is None:
-        raise TrialFailed(Outcome.TIMEOUT, f"the model was not loaded for scoring within {LOAD_LIMIT_S:.0f} s")
+        raise TrialFailed(
+            Outcome.TIMEOUT, f"the model was not loaded for scoring within {LOAD_LIMIT_S:.0f} s"
+        )
     message.close()
     if message.kind != kind:
         code = str(message.body.get("code"))

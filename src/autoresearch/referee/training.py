@@ -26,10 +26,13 @@ GRACE_S, GRACE_FRAC = 0.5, 0.005  # how late weights may arrive: the larger of t
 MOST_DRIFT_S = 1.0  # between the clocks; more means that the machine slept
 POLL_S = 0.25
 MOST_PROCESSES = 512
-MOST_WEIGHT_BYTES = 64 << 30
+MOST_WEIGHTS_FRAC = 0.25  # of the memory that a candidate may use; scoring holds them several times
 MOST_MESSAGES_PER_S = 100.0
+MOST_REPORTED = 64  # different names of telemetry in one run
 
-Watch = Callable[[float, dict[str, Any]], str]  # elapsed seconds, telemetry -> a reason to stop, or ""
+Watch = Callable[
+    [float, dict[str, Any]], str
+]  # elapsed seconds, telemetry -> a reason to stop, or ""
 
 
 def never_stop(elapsed_s: float, telemetry: dict[str, Any]) -> str:
@@ -82,7 +85,7 @@ class Training:
             if drift.seconds() > MOST_DRIFT_S:
                 reason = f"the clocks ran apart by {drift.seconds():.1f} s: the machine slept or was reset"
                 raise TrialFailed(Outcome.DISTURBED, reason)
-        self.facts["reported"].update(plain_values(body.get("facts")))
+        self._report(body.get("facts"))
         if began + self.facts["training_s"] > limit:
             raise self._too_late("submit", limit - began)
 
@@ -94,8 +97,12 @@ class Training:
         """
         self.candidate.end()
         size_bytes = self.weights.size_bytes
-        if not 0 < size_bytes <= MOST_WEIGHT_BYTES:
-            raise TrialFailed(Outcome.CRASH, f"submitted {size_bytes} bytes of weights")
+        most_bytes = int(MOST_WEIGHTS_FRAC * self._memory_limit_bytes())
+        if not 0 < size_bytes <= most_bytes:
+            reason = (
+                f"submitted {size_bytes} bytes of weights, between 1 and {most_bytes} are taken"
+            )
+            raise TrialFailed(Outcome.CRASH, reason)
         try:
             self.weights.freeze()
         except OSError as error:
@@ -121,7 +128,9 @@ class Training:
             message.close()
             num_messages += 1
             if num_messages > 200 + MOST_MESSAGES_PER_S * (now - began + 1):
-                raise TrialFailed(Outcome.CRASH, f"sent {num_messages} messages in {now - began:.1f} s")
+                raise TrialFailed(
+                    Outcome.CRASH, f"sent {num_messages} messages in {now - began:.1f} s"
+                )
             if message.kind == kind:
                 return message.body
             self._note(message.kind, message.body, started_at)
@@ -149,11 +158,22 @@ class Training:
         if kind == "failed":
             raise TrialFailed(Outcome.CRASH, f"train.py failed: {one_line(str(body.get('error')))}")
         if kind == "progress" and started_at is not None:
-            values = plain_values(body.get("values"))
-            self.facts["reported"].update(values)
+            values = self._report(body.get("values"))
             reason = self.watch(self.host.clock.monotonic() - started_at, values)
             if reason:
                 raise TrialFailed(Outcome.INTERRUPTED, reason)
+
+    def _report(self, claimed: Any) -> dict[str, Any]:
+        """Keep telemetry, as far as there is room for its names."""
+        values, kept = plain_values(claimed), self.facts["reported"]
+        for name, value in values.items():
+            if name in kept or len(kept) < MOST_REPORTED:
+                kept[name] = value
+        return values
+
+    def _memory_limit_bytes(self) -> float:
+        limit_gb = self.host.config.trial.memory_gb
+        return limit_gb * 2**30 if limit_gb else 0.8 * psutil.virtual_memory().total
 
     def _check_usage(self) -> None:
         usage = self.candidate.tree.usage()
@@ -162,13 +182,17 @@ class Training:
             used_mb = nvml.used_memory_mb(self.host.device)
         if used_mb is not None:
             self.facts["peak_memory_mb"] = max(self.facts.get("peak_memory_mb", 0.0), used_mb)
-        limit_gb = self.host.config.trial.memory_gb or 0.8 * psutil.virtual_memory().total / 2**30
-        if usage.memory_bytes > limit_gb * 2**30:
-            used_gb = usage.memory_bytes / 2**30
-            raise TrialFailed(Outcome.CRASH, f"used {used_gb:.1f} GiB of memory, {limit_gb:.1f} GiB at most")
+        limit_bytes = self._memory_limit_bytes()
+        if usage.memory_bytes > limit_bytes:
+            used_gb, limit_gb = usage.memory_bytes / 2**30, limit_bytes / 2**30
+            raise TrialFailed(
+                Outcome.CRASH, f"used {used_gb:.1f} GiB of memory, {limit_gb:.1f} GiB at most"
+            )
         if usage.num_processes > MOST_PROCESSES:
             raise TrialFailed(Outcome.CRASH, f"started {usage.num_processes} processes")
 
     def _too_late(self, kind: str, allowed_s: float) -> TrialFailed:
         what = {"submit": "the weights did not arrive", "ready": "it was not ready to train"}
-        return TrialFailed(Outcome.TIMEOUT, f"{what.get(kind, 'it did not start')} within {allowed_s:.1f} s")
+        return TrialFailed(
+            Outcome.TIMEOUT, f"{what.get(kind, 'it did not start')} within {allowed_s:.1f} s"
+        )

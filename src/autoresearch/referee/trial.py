@@ -1,8 +1,8 @@
 """The referee: runs one commit once and says what it was worth. Never imports torch.
 
-    candidate  trains behind walls, hands over weights, is killed              training.py
-    presenter  a fresh sandbox with train.py and those weights                 scoring.py
-    scorer     trusted, resident; holds the targets, computes bits per byte    scorer.py
+candidate  trains behind walls, hands over weights, is killed              training.py
+presenter  a fresh sandbox with train.py and those weights                 scoring.py
+scorer     trusted, resident; holds the targets, computes bits per byte    scorer.py
 """
 
 from __future__ import annotations
@@ -108,7 +108,12 @@ class Referee:
         partial.replace(path)
 
     def generate(
-        self, spec: RunSpec, weights: SharedBuffer, prompt: list[int], count: int, temperature: float
+        self,
+        spec: RunSpec,
+        weights: SharedBuffer,
+        prompt: list[int],
+        count: int,
+        temperature: float,
     ) -> list[int]:
         """`count` tokens drawn from a model behind the walls that scoring uses.
 
@@ -116,7 +121,13 @@ class Referee:
             TrialFailed: the model does not load or run.
         """
         body = self.scoring.ask(
-            "generate", spec, weights, prompt=prompt, count=count, temperature=temperature, seed=spec.seed
+            "generate",
+            spec,
+            weights,
+            prompt=prompt,
+            count=count,
+            temperature=temperature,
+            seed=spec.seed,
         )
         return list(body["tokens"])
 
@@ -137,7 +148,11 @@ class Referee:
         cache = self.host.cache
         with cache.private(spec.cache_parent) as ours, cache.private(spec.cache_parent) as other:
             candidate = self.host.spawn("candidate", spec, ours)
-            presenter = self.host.spawn("presenter", spec, other)
+            try:
+                presenter = self.host.spawn("presenter", spec, other)
+            except BaseException:
+                candidate.end()
+                raise
             training = Training(self.host, spec, candidate, watch)
             try:
                 training.prepare()
@@ -155,7 +170,9 @@ class Referee:
                 if not self.has_weights(spec.run_id):
                     training.weights.close()
 
-    def _score(self, spec: RunSpec, presenter: Peer, weights: SharedBuffer, facts: dict[str, Any]) -> None:
+    def _score(
+        self, spec: RunSpec, presenter: Peer, weights: SharedBuffer, facts: dict[str, Any]
+    ) -> None:
         began = self.host.clock.monotonic()
         answer = self.scoring.present(presenter, "score", spec, weights, run_id=spec.run_id)
         facts["scoring_s"] = self.host.clock.monotonic() - began

@@ -83,6 +83,7 @@ class History:
     refusals: tuple[RefusedProposal, ...] = ()
     sessions: tuple[SessionStart, ...] = ()
     notes: tuple[Event, ...] = ()
+    baseline_constants: Mapping[str, Any] = field(default_factory=dict)
     is_running: bool = False  # the last session has not recorded its stop: it goes on, or it died
     next_run_id: int = 1
     fingerprints: Mapping[str, int] = field(default_factory=dict)  # syntax tree -> trial_id
@@ -186,6 +187,7 @@ class Fold:
         branch.append("sessions", start)
         branch.fields.setdefault("baseline", body["baseline"])
         branch.fields.setdefault("champion", body["baseline"])
+        branch.fields.setdefault("baseline_constants", body["constants"])
         branch.fields["is_running"] = True
 
     def _stop_session(self, event: Event, branch: _Branch) -> None:

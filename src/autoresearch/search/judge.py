@@ -236,8 +236,9 @@ def _judge_greedy(case: _Case, is_simplification: bool) -> Need | Decision:
     is_kept = gain > 0 or (is_simplification and gain == 0)
     against = f"the champion's best, {best:.4f}"
     reason = f"val_bpb {score:.4f} {_versus(case.noise, gain, against)}"
-    verdict = Verdict.KEEP if is_kept else Verdict.DISCARD
-    return _decide(case, verdict, f"{reason}; {_PAST[verdict]}", score, gain)
+    if is_kept:
+        return _decide(case, Verdict.KEEP, f"{reason}; kept", score, gain)
+    return _decide(case, Verdict.DISCARD, f"{reason}; discarded", score, gain)
 
 
 def _judge_screen(case: _Case) -> Need | Decision:
@@ -361,17 +362,13 @@ def _summarise(champion: Sequence[Measurement], candidate: Sequence[Measurement]
     )
 
 
-_PAST = {Verdict.KEEP: "kept", Verdict.DISCARD: "discarded"}
-
-
 def _want(who: Literal["candidate", "champion"], purpose: Purpose, why: str) -> Need:
     return Need(who=who, purpose=purpose, why=why)
 
 
 def _repeat(why: str) -> Need:
-    return Need(
-        who="candidate", purpose=Purpose.REPLICATE, why=f"{why}: run again", wants_audit=True
-    )
+    why = f"{why}: run again"
+    return Need(who="candidate", purpose=Purpose.REPLICATE, why=why, wants_audit=True)
 
 
 def _decide(case: _Case, verdict: Verdict, reason: str, bpb: float, gain: float) -> Decision:

@@ -33,7 +33,7 @@ from urllib.parse import quote
 
 from autoresearch.search.history import Event, Fold, History
 from autoresearch.system.files import hold_lock
-from autoresearch.values.constants import fingerprint
+from autoresearch.values.constants import fingerprint, parse_constants
 from autoresearch.values.errors import (
     AutoresearchError,
     TrustViolation,
@@ -236,8 +236,17 @@ class Ledger:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def start_session(self, config: Any, branch: str, baseline: str, host: dict[str, Any]) -> int:
+    def start_session(
+        self,
+        config: Any,
+        branch: str,
+        baseline: str,
+        host: dict[str, Any],
+        baseline_source: str = "",
+    ) -> int:
         """A session begins, or goes on, on `branch`; `config` is a Config or its dict.
+
+        The constants of the baseline's source are stored as the first point of the search.
 
         Raises:
             WorkspaceError: the branch was started from another baseline, or with data, a budget or
@@ -247,8 +256,14 @@ class Ledger:
         before = self.history(branch)
         if before.sessions:
             _check_same(before, settings, baseline)
+        constants = {name: c.value for name, c in parse_constants(baseline_source).items()}
         return self.append(
-            "start_session", config=settings, branch=branch, baseline=baseline, host=host
+            "start_session",
+            config=settings,
+            branch=branch,
+            baseline=baseline,
+            host=host,
+            constants=constants,
         )
 
     def open_trial(self, proposal: Proposal, commit: str) -> int:
@@ -319,7 +334,8 @@ class Ledger:
 
 
 def _digest(seq: int, at: float, kind: str, body: str, previous: str) -> str:
-    parts = (str(seq), repr(at), kind, body, previous)
+    """The hash of an event; str() because an altered row may hold values of any type."""
+    parts = (str(seq), repr(at), str(kind), str(body), str(previous))
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 

@@ -83,6 +83,11 @@ class ProcessTree:
         """None while the first process lives; negative: the signal that ended it."""
         return self._popen.poll()
 
+    def wait(self, timeout_s: float) -> None:
+        """Wait until the first process ends, `timeout_s` seconds at most."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._popen.wait(timeout=timeout_s)
+
     def _drain(self, stream: IO[bytes]) -> None:
         with contextlib.suppress(OSError, ValueError):
             while data := os.read(stream.fileno(), 1 << 20):
@@ -119,11 +124,19 @@ class ProcessTree:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._popen.wait(timeout=wait_s / 20)
         survivors = [process.pid for process in self._seen.values() if _is_living(process)]
+        self._bury()
         if self._reader is not None and not survivors:
             self._reader.join(timeout=1.0)
         if self._popen.stdout is not None:
             self._popen.stdout.close()
         return survivors
+
+    def _bury(self) -> None:
+        """Take the exit codes of orphans that became our children, or they stay as zombies for as long as we live."""
+        for pid in self._seen:
+            if pid != self.pid:
+                with contextlib.suppress(OSError):
+                    os.waitpid(pid, os.WNOHANG)
 
     def _orphans(self) -> list[psutil.Process]:
         """Processes that carry our marker but hang on somebody else by now."""
@@ -197,7 +210,9 @@ def _sacrifice_first(pid: int) -> None:
 
 
 def _is_living(process: psutil.Process) -> bool:
+    """A zombie with threads is alive: only its first thread has left."""
     try:
-        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+        is_zombie = process.status() == psutil.STATUS_ZOMBIE
+        return process.is_running() and not (is_zombie and process.num_threads() <= 1)
     except psutil.Error:
         return False

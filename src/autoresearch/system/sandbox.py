@@ -92,7 +92,9 @@ class Bubblewrap:
                 output_cap_bytes=output_cap_bytes,
             )
         except OSError as error:
-            raise SandboxUnavailable(f"bwrap did not start: {error}; run `autoresearch doctor`") from error
+            raise SandboxUnavailable(
+                f"bwrap did not start: {error}; run `autoresearch doctor`"
+            ) from error
 
     def inside(self, walls: Walls, path: Path) -> str:
         """The path that the binding gives it."""
@@ -146,7 +148,7 @@ def open_sandbox(level: str) -> Sandbox:
         return NoSandbox()
     raise SandboxUnavailable(
         f"sandbox level {level!r} is not to be had here: {problem}; "
-        "run `autoresearch doctor`, or set level = \"auto\" under [sandbox]"
+        'run `autoresearch doctor`, or set level = "auto" under [sandbox]'
     )
 
 
@@ -165,7 +167,9 @@ def bubblewrap_problem() -> str:
     if sys.platform != "linux":
         return f"bubblewrap needs Linux, this is {sys.platform}"
     if shutil.which("bwrap") is None:
-        return "the program bwrap is not installed (Debian, Ubuntu: sudo apt-get install bubblewrap)"
+        return (
+            "the program bwrap is not installed (Debian, Ubuntu: sudo apt-get install bubblewrap)"
+        )
     command = [_bwrap(), *_bwrap_options(Walls(), {}), "--", sys.executable, "-c", "pass"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
@@ -181,7 +185,16 @@ def _bwrap() -> str:
 
 
 def _bwrap_options(walls: Walls, env: Mapping[str, str]) -> list[str]:
-    options = ["--unshare-all", "--unshare-user", "--uid", "65534", "--gid", "65534", "--hostname", "sandbox"]
+    options = [
+        "--unshare-all",
+        "--unshare-user",
+        "--uid",
+        "65534",
+        "--gid",
+        "65534",
+        "--hostname",
+        "sandbox",
+    ]
     options += ["--die-with-parent", "--new-session", "--cap-drop", "ALL", "--clearenv"]
     for name, value in {"PATH": "/usr/bin:/bin", **env, "HOME": HOME, "TMPDIR": "/tmp"}.items():
         options += ["--setenv", name, value]
@@ -211,7 +224,9 @@ def runtime_folders() -> tuple[Path, ...]:
     wanted += [Path("/usr/local/cuda"), Path("/usr/local/nvidia"), Path("/opt/rocm")]
     wanted += [Path(name) for name in ("/etc/ld.so.cache", "/etc/ld.so.conf", "/etc/alternatives")]
     kept: list[Path] = []
-    for path in sorted({path.resolve() for path in wanted if path.exists()}, key=lambda path: len(path.parts)):
+    for path in sorted(
+        {path.resolve() for path in wanted if path.exists()}, key=lambda path: len(path.parts)
+    ):
         if not any(path.is_relative_to(other) for other in kept):
             kept.append(path)
     links = [Path(sys.prefix), Path(sys.base_prefix)]  # reached by their own names too

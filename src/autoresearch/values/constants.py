@@ -51,6 +51,18 @@ class Constant:
         """True when the comment names a range or more than one choice."""
         return self.low is not None or len(self.choices) > 1
 
+    @property
+    def bounds(self) -> tuple[float, float]:
+        """Lowest and highest value; whole numbers for a whole constant."""
+        low, high = (math.nan if end is None else end for end in (self.low, self.high))
+        return (float(math.ceil(low)), float(math.floor(high))) if self.is_int else (low, high)
+
+    def clip(self, value: float) -> Any:
+        """The value in the range that is nearest to `value`, in the type of the constant."""
+        low, high = self.bounds
+        held = min(max(value, low), high)
+        return round(held) if self.is_int else float(held)
+
 
 def parse_constants(source: str) -> dict[str, Constant]:
     """All constants of `source` by name, in the order of the file.
@@ -60,7 +72,7 @@ def parse_constants(source: str) -> dict[str, Constant]:
     """
     comments = _read_comments(source)
     constants: dict[str, Constant] = {}
-    for name, node in _assignments(parse_source(source)):
+    for name, node in _read_assignments(source).items():
         value = _evaluate(node)
         if value is not None:
             end = node.end_lineno or node.lineno
@@ -82,7 +94,7 @@ def substitute(source: str, values: Mapping[str, Any]) -> str:
             f"it has {', '.join(constants) or 'none'}"
         )
     lines = _split_lines(source)
-    nodes = dict(_assignments(parse_source(source)))
+    nodes = _read_assignments(source)
     for name in sorted(values, key=lambda name: -constants[name].line):
         node = nodes[name]
         literal = _literal(name, values[name], constants[name].value).encode()
@@ -107,10 +119,11 @@ def is_seed_only_change(old: str, new: str) -> bool:
     """
     if fingerprint(old) == fingerprint(new):
         return False
-    without = [
-        _hash_tree(_DropSeeds().visit(_strip_texts(parse_source(text)))) for text in (old, new)
-    ]
-    return without[0] == without[1]
+    try:
+        trees = [_DropSeeds().visit(_strip_texts(parse_source(text))) for text in (old, new)]
+    except RecursionError as error:
+        raise UserError(f"train.py cannot be compared with others: {error}") from error
+    return _hash_tree(trees[0]) == _hash_tree(trees[1])
 
 
 def num_ast_nodes(source: str) -> int:
@@ -131,6 +144,14 @@ def parse_source(source: str) -> ast.Module:
         raise UserError(f"train.py does not parse: line {error.lineno}: {error.msg}") from error
     except (ValueError, RecursionError, MemoryError) as error:
         raise UserError(f"train.py does not parse: {error or 'it is nested too deeply'}") from error
+
+
+def _read_assignments(source: str) -> dict[str, ast.expr]:
+    tree = parse_source(source)
+    try:
+        return dict(_assignments(tree))
+    except RecursionError as error:
+        raise UserError(f"train.py is nested too deeply to be read: {error}") from error
 
 
 def _assignments(tree: ast.Module) -> Iterator[tuple[str, ast.expr]]:
@@ -159,15 +180,15 @@ def _bound_names(node: ast.AST) -> Iterator[str]:
             yield from _bound_names(child)
 
 
-def _evaluate(node: ast.expr) -> Any:
+def _evaluate(node: ast.expr, depth: int = 0) -> Any:
     """The value of a literal, or of a product or power of whole numbers; None for all else."""
     try:
         return ast.literal_eval(node)
     except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError):
         pass
-    if not isinstance(node, ast.BinOp) or not isinstance(node.op, ast.Mult | ast.Pow):
+    if not isinstance(node, ast.BinOp) or not isinstance(node.op, ast.Mult | ast.Pow) or depth > 9:
         return None
-    left, right = _evaluate(node.left), _evaluate(node.right)
+    left, right = _evaluate(node.left, depth + 1), _evaluate(node.right, depth + 1)
     if type(left) is not int or type(right) is not int:
         return None
     if isinstance(node.op, ast.Mult):
@@ -191,7 +212,7 @@ def _constant(name: str, value: Any, line: int, comment: str) -> Constant:
     if bounds and type(value) in (int, float):
         low, high = (_number(text, name, line) for text in bounds.group(1, 2))
         is_log = bounds.group(3) is not None
-        if not low < high or (is_log and low <= 0):
+        if not low < high or (is_log and low <= 0) or (is_int and math.ceil(low) > high):
             raise UserError(
                 f"train.py line {line}: {name} has the range {bounds.group(0)!r}, "
                 "expected [low, high] with low < high, and low > 0 for log"

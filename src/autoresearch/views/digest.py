@@ -85,13 +85,14 @@ def score_trial(trial: Trial) -> Score | None:
     if trial.decision is not None and trial.decision.verdict in FAILED:
         return None
     fresh = score_runs(run for run in trial.runs if run.purpose in FRESH)
-    judged = score_runs(run for run in trial.runs if run.purpose not in FRESH)
-    if fresh is None and trial.decision is not None and trial.decision.val_bpb is not None:
-        value = trial.decision.val_bpb
-        return Score(
-            mean_bpb=value, num_runs=judged.num_runs if judged else 1, low_bpb=value, high_bpb=value
-        )
-    return fresh or judged
+    if fresh is not None:
+        return fresh
+    judged = score_runs(trial.runs)
+    value = trial.decision.val_bpb if trial.decision is not None else None
+    if value is None or not math.isfinite(value):
+        return judged
+    num_runs = judged.num_runs if judged is not None else 1
+    return Score(mean_bpb=value, num_runs=num_runs, low_bpb=value, high_bpb=value)
 
 
 def closed_trials(history: History) -> list[Trial]:

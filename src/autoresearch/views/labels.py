@@ -42,9 +42,8 @@ def label_kept(axes: Any, trials: Sequence[Trial], steps: Sequence[Point], rende
             frame=axes.get_window_extent(renderer).extents,
             points=list(places.values()),
             line=[tuple(to_pixels(corner)) for corner in steps],
-            is_stair=is_stair,
         )
-        plans.append(_plan(placer, texts, places, sizes))
+        plans.append(_plan(placer, texts, places, sizes, is_stair))
     for text, spot in max(plans, key=_worth):
         axes.text(spot.x, spot.y, text, va="bottom", bbox=_PAPER, **_STYLE)
         if spot.leader:
@@ -73,11 +72,13 @@ def _plan(
     texts: dict[int, list[str]],
     places: dict[int, Point],
     sizes: dict[str, tuple[float, float]],
+    is_stair: bool,
 ) -> list[Label]:
     labels = []
     for trial_id in reversed(texts):  # from the right: then no leader has to cross a label
         for text in texts[trial_id]:
-            spot = placer.place(places[trial_id], *sizes[text])
+            manner: dict[str, Any] = {"is_stair": is_stair} if " " in text else {"reach": 40.0}
+            spot = placer.place(places[trial_id], sizes[text], **manner)
             if spot is not None:
                 labels.append((text, spot))
                 break

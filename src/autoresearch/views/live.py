@@ -183,6 +183,7 @@ class LiveView:
     def _end_run(self) -> None:
         if self._progress is not None and self._task is not None:
             self._progress.remove_task(self._task)
+            self._progress.refresh()
         self._task = None
 
 

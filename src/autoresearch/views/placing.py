@@ -8,6 +8,7 @@ nothing.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -36,14 +37,19 @@ class Placer:
     frame: Box
     points: Sequence[Point]
     line: Sequence[Point]
-    is_stair: bool = False  # only straight below
     _boxes: list[Box] = field(default_factory=list)
     _leaders: list[tuple[Point, Point]] = field(default_factory=list)
 
-    def place(self, anchor: Point, width: float, height: float) -> Spot | None:
-        """The first free place for a label of this size near `anchor`, which it then takes."""
-        for distance in _DISTANCES:
-            for x, y in _corners(anchor, width, height, distance, self.is_stair):
+    def place(
+        self, anchor: Point, size: Point, *, is_stair: bool = False, reach: float = math.inf
+    ) -> Spot | None:
+        """The first free place for a label of this size within `reach`, which it then takes.
+
+        In a stair, labels stand straight below their point or nowhere.
+        """
+        width, height = size
+        for distance in itertools.takewhile(lambda distance: distance <= reach, _DISTANCES):
+            for x, y in _corners(anchor, width, height, distance, is_stair):
                 box = (x - _PAD, y - _PAD, x + width + _PAD, y + height + _PAD)
                 leader = _leader(anchor, box) if distance > _DISTANCES[0] else None
                 if self._is_free(box, leader):

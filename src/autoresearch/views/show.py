@@ -142,12 +142,8 @@ def _print_run_details(console: Console, run: Measurement, runs_folder: Path) ->
         if values:
             rows.append((name, _pairs(values)))
     if run.reported:
-        rows.append(
-            (
-                "reported",
-                Text(_pairs(run.reported), style="dim") + Text("  (by train.py; not verified)"),
-            )
-        )
+        telemetry = Text(f"by train.py, not verified: {_pairs(run.reported)}", style="dim")
+        rows.append(("reported", telemetry))
     if run.artifacts:
         rows.append(("artifacts", clean(runs_folder / run.artifacts)))
     console.print(Text(f"\nrun {run.run_id}", style="bold"))
@@ -179,7 +175,7 @@ def summary_block(run: Measurement) -> str:
         ("mfu_percent", _number(reported, "mfu_percent"), ".2f"),
         ("total_tokens_M", _millions(reported, "total_tokens_M", "tokens"), ".1f"),
         ("num_steps", _number(reported, "num_steps", "step"), ".0f"),
-        ("num_params_M", _millions(reported, "num_params_M", "num_params"), ".1f"),
+        ("num_params_M", _millions(reported, "num_params_M", "num_params"), ".2f"),
         ("depth", _number(reported, "depth"), ".0f"),
     ]
     text = [f"{name + ':':<18}{value:{form}}" for name, value, form in lines if value is not None]
@@ -199,16 +195,17 @@ def _millions(reported: dict[str, Any], in_millions: str, plain: str) -> float |
     return _number(reported, in_millions) if value is None else value / 1e6
 
 
-def print_run(console: Console, run: Measurement) -> None:
+def print_run(console: Console, run: Measurement, runs_folder: Path) -> None:
     """The result of a single run: its reason where it has no score, then the summary block."""
     if run.outcome is not Outcome.SCORED:
         style = _OUTCOME_STYLES.get(run.outcome, "red")
         console.print(
             Text(f"{run.outcome.value}: ", style=style)
-            + Text(clean(run.reason) or "no reason given")
+            + Text(clean(run.reason) or "no reason given"),
+            soft_wrap=True,
         )
-    elif run.artifacts:
-        console.print(Text(f"run {run.run_id}, artifacts in {clean(run.artifacts)}", style="dim"))
+    where = clean(runs_folder / run.artifacts)
+    console.print(Text(f"run {run.run_id}, artifacts in {where}", style="dim"), soft_wrap=True)
     console.print(summary_block(run), soft_wrap=True)
 
 

@@ -171,6 +171,9 @@ def _tried(history: History) -> list[str]:
             trial.researcher == researcher and verdict_of(trial) is Verdict.KEEP for trial in trials
         )
         lines.append(f"- {markdown(researcher, 40)}: {plural(count, 'trial')}, {kept} kept")
+    if history.refusals:
+        last = markdown(history.refusals[-1].reason, 120)
+        lines.append(f"- {plural(len(history.refusals), 'proposal')} not run, the last: {last}")
     values: defaultdict[str, list[object]] = defaultdict(list)
     for trial in trials:
         for name, value in (trial.parameters or {}).items():
@@ -251,11 +254,10 @@ def _machine(history: History, digest: Digest) -> list[str]:
         lines.append(
             f"- {plural(disturbed, 'run')} disturbed (the machine slept or was busy) and made again"
         )
-    lines += [
-        f"- {markdown(key, 40)}: {markdown(value, 80)}"
-        for key, value in last.hardware.items()
-        if isinstance(value, str) and value
-    ]
+    host = history.sessions[-1].host if history.sessions else {}
+    known = [f"{markdown(key, 40)} {markdown(value, 80)}" for key, value in host.items() if value]
+    if known:
+        lines.append(f"- machine: {', '.join(known)}")
     return lines
 
 

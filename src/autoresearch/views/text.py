@@ -8,6 +8,7 @@ before any view shows it.
 
 from __future__ import annotations
 
+import math
 import re
 import unicodedata
 
@@ -49,12 +50,12 @@ def markdown(text: object, limit: int = 0) -> str:
 
 def bpb(value: float | None) -> str:
     """A score with four decimals, or a dash where there is none."""
-    return "-" if value is None else f"{value:.4f}"
+    return "-" if value is None or not math.isfinite(value) else f"{value:.4f}"
 
 
 def signed(value: float | None) -> str:
     """A gain in val_bpb with its sign; gains are positive when the score fell."""
-    return "-" if value is None else f"{value:+.4f}"
+    return "-" if value is None or not math.isfinite(value) else f"{value:+.4f}"
 
 
 def percent(part: float | None, whole: float | None) -> str:
@@ -68,8 +69,9 @@ def duration(seconds: float) -> str:
     if whole < 60:
         return f"{seconds:.1f} s" if seconds < 9.95 else f"{whole} s"
     if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02d} s"
-    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+        return f"{whole // 60} min" + (f" {whole % 60:02d} s" if whole % 60 else "")
+    minutes = whole // 60
+    return f"{minutes // 60} h" + (f" {minutes % 60:02d} min" if minutes % 60 else "")
 
 
 def plural(count: int, noun: str) -> str:

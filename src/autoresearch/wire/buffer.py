@@ -56,6 +56,12 @@ class SharedBuffer:
             seals = _FUTURE_WRITE | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
             fcntl.fcntl(self.fd, fcntl.F_ADD_SEALS, seals)
 
+    def fix_size(self) -> None:
+        """From now on nobody may resize it, which would kill whoever has it mapped, nor add seals."""
+        if has_seals:
+            seals = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
+            fcntl.fcntl(self.fd, fcntl.F_ADD_SEALS, seals)
+
     def freeze(self) -> None:
         """From now on nobody may write.
 

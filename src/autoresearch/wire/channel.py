@@ -1,13 +1,14 @@
 """Messages between the trusted and the untrusted side: one JSON object a frame over a Unix socket, descriptors attached.
 
 A frame is a 4-byte big-endian length and that many bytes of JSON. Both ends treat what arrives as hostile: a frame has
-a size limit, must be an object with a text `kind`, and NaN and infinity become None. A peer that breaks these rules is a
-`ChannelBroken`; a peer that is gone is a `ChannelClosed`. Descriptors that nobody asked for are closed on arrival.
+a size limit, must be an object with a text `kind`; NaN, infinities and whole numbers over 64 bits become None. A peer
+that breaks these rules, or does not read what it is sent, is a `ChannelBroken`; a peer that is gone is a `ChannelClosed`. Descriptors that nobody asked for are closed on arrival.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import os
 import select
 import socket
@@ -19,6 +20,9 @@ from typing import Any
 
 MAX_FRAME_BYTES = 256 * 1024
 MAX_DESCRIPTORS = 64
+SEND_LIMIT_S = (
+    30.0  # for a peer to make room in its buffer; far longer than an honest one ever takes
+)
 _LENGTH = struct.Struct(">I")
 
 
@@ -27,7 +31,7 @@ class ChannelClosed(Exception):
 
 
 class ChannelBroken(Exception):
-    """The peer sent something that is not a message."""
+    """The peer sent something that is not a message, or does not read ours."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +56,8 @@ class Channel:
         self._socket = end
         self._buffer = bytearray()
         self._fds: list[int] = []
-        end.setblocking(True)
+        # Both processes that hold this end must set it alike: the flag behind it is shared.
+        end.settimeout(SEND_LIMIT_S)
 
     @classmethod
     def pair(cls) -> tuple[Channel, socket.socket]:
@@ -74,17 +79,22 @@ class Channel:
 
         Raises:
             ChannelClosed: the peer is gone.
+            ChannelBroken: its buffer stayed full for SEND_LIMIT_S.
             ValueError: the message is over MAX_FRAME_BYTES, or holds what JSON cannot.
         """
         payload = json.dumps({"kind": kind, **body}, allow_nan=False).encode()
         if len(payload) > MAX_FRAME_BYTES:
-            raise ValueError(f"message {kind!r} has {len(payload)} bytes, {MAX_FRAME_BYTES} at most")
+            raise ValueError(
+                f"message {kind!r} has {len(payload)} bytes, {MAX_FRAME_BYTES} at most"
+            )
         frame = _LENGTH.pack(len(payload)) + payload
         try:
             sent = socket.send_fds(self._socket, [frame], list(fds)) if fds else 0
             self._socket.sendall(frame[sent:])
         except (BrokenPipeError, ConnectionResetError) as error:
             raise ChannelClosed(f"the peer was gone before {kind!r} could be sent") from error
+        except TimeoutError as error:
+            raise ChannelBroken(f"the peer did not read for {SEND_LIMIT_S:.0f} s") from error
 
     def receive(self, timeout_s: float | None = None) -> Message | None:
         """The next message; None where none is complete after `timeout_s` seconds.
@@ -119,7 +129,9 @@ class Channel:
             return None
         (length,) = _LENGTH.unpack_from(self._buffer)
         if length > MAX_FRAME_BYTES:
-            raise ChannelBroken(f"a frame of {length} bytes was announced, {MAX_FRAME_BYTES} at most")
+            raise ChannelBroken(
+                f"a frame of {length} bytes was announced, {MAX_FRAME_BYTES} at most"
+            )
         end = _LENGTH.size + length
         if len(self._buffer) < end:
             return None
@@ -142,10 +154,23 @@ class Channel:
 
 def _parse(payload: bytes) -> tuple[str, dict[str, Any]]:
     try:
-        body = json.loads(payload, parse_constant=lambda _: None)
+        body = json.loads(
+            payload, parse_constant=lambda _: None, parse_float=_finite, parse_int=_sized
+        )
         kind = body.pop("kind")
     except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
         raise ChannelBroken(f"not a message: {payload[:80]!r}") from error
     if not isinstance(kind, str):
         raise ChannelBroken(f"the kind of a message must be text, it is {kind!r}")
     return kind, body
+
+
+def _finite(text: str) -> float | None:
+    value = float(text)  # 1e999 is a number to JSON
+    return value if math.isfinite(value) else None
+
+
+def _sized(text: str) -> int | None:
+    """Whole numbers that fit 64 bits: formatting or storing a longer one fails far from here."""
+    value = int(text) if len(text) <= 20 else 2**64
+    return value if -(2**63) <= value < 2**63 else None

@@ -1,0 +1,74 @@
+"""Fast operators for train.py on CUDA, each beside a plain torch twin that tests compare it with.
+
+train.py is complete without this package: it has plain versions of all of them, and calls `install`
+to replace what this machine has something better for. A missing library, an older chip or a kernel
+that fails its trial call means the next choice, never an error. Importing this package imports torch
+alone; triton, FlashAttention and quack come with the operators that use them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any, Protocol
+
+import torch
+
+from autoresearch.inside.ops import attention as _attention
+from autoresearch.inside.ops import mlp as _mlp
+
+
+class Operators(Protocol):
+    """What train.py lets us replace; `names` tells the reader what is in use."""
+
+    attend: Any
+    mlp: Any
+    lookup: Any
+    head_loss: Any
+    names: dict[str, str]
+
+
+def install(
+    operators: Operators,
+    device: torch.device,
+    *,
+    attention: str,
+    head_dim: int,
+    softcap: float,
+    context: int,
+    windows: Sequence[int],
+) -> None:
+    """Replace operators by faster ones that work on this device.
+
+    Args:
+        operators: an object with the attributes of the protocol above, changed in place.
+        device: a CUDA device.
+        attention: rung of the attention ladder, or "auto" for the best that works.
+        head_dim: channels of an attention head.
+        softcap: the bound of the logits.
+        context: tokens of a training row.
+        windows: how far back each layer sees, tokens.
+    """
+    attend, name = _attention.choose(attention, device, head_dim, context, windows)
+    operators.names["attend"] = name
+    if attend is not None:
+        operators.attend = attend
+    if torch.cuda.get_device_capability(device) < (8, 0) or not _has_triton():
+        return
+    from autoresearch.inside.ops import softcap_ce, table
+
+    operators.head_loss = partial(softcap_ce.head_loss, cap=softcap)
+    operators.lookup = table.lookup
+    operators.names |= {"loss": "triton", "lookup": "triton"}
+    backend = _mlp.choose(device)
+    if backend:
+        operators.mlp = partial(_mlp.relu2_mlp, backend=backend)
+        operators.names["mlp"] = backend
+
+
+def _has_triton() -> bool:
+    try:
+        import triton  # noqa: F401
+    except ImportError:
+        return False
+    return True

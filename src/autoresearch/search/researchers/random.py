@@ -1,4 +1,4 @@
-"""Independent draws of all searchable constants from their ranges: what a cleverer search must beat."""
+"""Independent draws of all searchable constants: what a cleverer search must beat."""
 
 from __future__ import annotations
 

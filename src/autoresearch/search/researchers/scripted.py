@@ -47,8 +47,9 @@ class ScriptedResearcher:
 
     def propose(self, history: History, champion_commit: str, champion_source: str) -> Proposal:
         """The next edit of the script."""
-        turns = (*history.trials, *history.refusals)
-        num_done = sum(turn.researcher == self.name for turn in turns)
+        names = [turn.researcher for turn in history.trials]
+        names += [turn.researcher for turn in history.refusals]
+        num_done = names.count(self.name)
         if num_done >= len(self._edits):
             raise Exhausted(f"all {len(self._edits)} edits of the script are done")
         edit = self._edits[num_done]

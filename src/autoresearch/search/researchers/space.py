@@ -1,4 +1,4 @@
-"""The searchable constants of a train.py as a space to draw from, and proposals made of such draws."""
+"""The searchable constants of a train.py as a space to draw from, and proposals from draws."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from autoresearch.values.errors import UserError
 from autoresearch.values.records import Proposal
 
 _MAX_DRAWS = 100  # of programs that were tried before, until a space counts as used up
+_STEP_FRAC = 0.25  # of the range (of its logarithm): deviation of a step from the champion
 _DIGITS = 3  # significant digits of a drawn number: people read and write these sources
 
 
@@ -40,22 +41,42 @@ def draw(constant: Constant, rng: random.Random) -> Any:
     return from_unit(constant, rng.random())
 
 
+def step(constant: Constant, rng: random.Random) -> Any:
+    """Another value than the constant has now: a Gaussian step in its range, or another choice."""
+    if constant.choices:
+        others = [choice for choice in constant.choices if choice != constant.value]
+        return rng.choice(others)
+    value = constant.clip(constant.value)
+    for _ in range(_MAX_DRAWS):
+        moved = from_unit(constant, to_unit(constant, value) + rng.gauss(0, _STEP_FRAC))
+        if moved != constant.value:
+            return moved
+    return value
+
+
+def tidy(constant: Constant, value: Any) -> Any:
+    """A drawn number, rounded for reading and held inside its range."""
+    if constant.choices:
+        return value
+    return constant.clip(value if constant.is_int else float(f"{value:.{_DIGITS}g}"))
+
+
 def to_unit(constant: Constant, value: float) -> float:
-    """Where a number lies in its range, from 0 to 1; outside of it, beyond."""
-    low, high = _bounds(constant)
+    """Where a number lies in its range, from 0 to 1."""
+    low, high = constant.bounds
+    if low == high:
+        return 0.0
     if constant.is_log:
-        return math.log(max(value, 1e-300) / low) / math.log(high / low)
+        return math.log(value / low) / math.log(high / low)
     return (value - low) / (high - low)
 
 
 def from_unit(constant: Constant, unit: float) -> Any:
-    """The number at a place in the range, rounded for reading and held inside."""
-    low, high = _bounds(constant)
-    value = low * (high / low) ** unit if constant.is_log else low + (high - low) * unit
-    value = min(max(value, low), high)
-    if constant.is_int:
-        return min(max(round(value), math.ceil(low)), math.floor(high))
-    return min(max(float(f"{value:.{_DIGITS}g}"), low), high)
+    """The number at a place in the range; places outside are brought to its ends."""
+    low, high = constant.bounds
+    held = min(max(unit, 0.0), 1.0)
+    value = low * (high / low) ** held if constant.is_log else low + (high - low) * held
+    return tidy(constant, value)
 
 
 def propose_values(
@@ -98,9 +119,3 @@ def propose_values(
 def describe(current: Mapping[str, Any], changes: Mapping[str, Any]) -> str:
     """`MATRIX_LR 0.02 -> 0.041, DEPTH 2 -> 3`."""
     return ", ".join(f"{key} {current[key]} -> {value}" for key, value in changes.items())
-
-
-def _bounds(constant: Constant) -> tuple[float, float]:
-    if constant.low is None or constant.high is None:
-        raise TypeError(f"{constant.name} has no range")
-    return constant.low, constant.high

@@ -1,5 +1,158 @@
-"""Optuna's tree-structured Parzen estimator over the searchable constants."""
+"""Optuna's tree-structured Parzen estimator (TPE) over the searchable constants.
+
+The study is built anew from the ledger's trials for every proposal, so there is no second record
+that could disagree, and a resumed session proposes what the dead one would have.
+
+A train.py has some thirty constants and a short search ten trials, so every proposal moves a random
+quarter to two thirds of them and leaves the champion's values elsewhere. The first eight trials
+move them by Gaussian steps from the champion; from then on the estimator chooses the values, seeing
+only the constants that are to move. On a noisy quadratic in the constants of our train.py this
+closed more than twice as much of the gap in 40 trials as joint draws did, and the estimator over
+all constants after ten joint draws lay between (runs/tpe_table.py).
+"""
 
 from __future__ import annotations
 
+import random
+import statistics
+import warnings
+from collections.abc import Mapping
+from typing import Any
 
+from autoresearch.search.history import FRESH, History
+from autoresearch.search.noise import has_score, score_of
+from autoresearch.search.researchers.space import (
+    propose_values,
+    searchable_constants,
+    step,
+    tidy,
+)
+from autoresearch.values.constants import Constant
+from autoresearch.values.records import Proposal, Trial, Verdict
+
+_NUM_LOCAL = 8  # trials that step from the champion before the estimator takes over
+_MOVED_FRAC = (1 / 4, 2 / 3)  # of the constants, in one proposal
+_CRASH_PERCENTILE = 90  # of all scores: what a run without a score counts as
+_FAILED = (Verdict.CRASH, Verdict.TIMEOUT)
+
+Point = tuple[Mapping[str, Any], float]
+
+
+class TpeResearcher:
+    """Local steps first, then TPE; the same seed and history give the same proposal."""
+
+    name = "tpe"
+
+    def __init__(self, *, seed: int = 0) -> None:
+        self._seed = seed
+
+    def propose(self, history: History, champion_commit: str, champion_source: str) -> Proposal:
+        """Some constants moved from the champion's values."""
+        constants = searchable_constants(champion_source)
+        rng = random.Random(f"{self._seed}/{history.num_proposals}")  # noqa: S311 - no secret
+        points = known_points(history)
+        least, most = (max(1, round(frac * len(constants))) for frac in _MOVED_FRAC)
+
+        def draw_values() -> dict[str, Any]:
+            names = rng.sample(sorted(constants), rng.randint(least, most))
+            moved = {name: constants[name] for name in names}
+            if len(points) <= _NUM_LOCAL:
+                return {name: step(constant, rng) for name, constant in moved.items()}
+            return _suggest(moved, points, rng.getrandbits(31))
+
+        return propose_values(self.name, history, (champion_commit, champion_source), draw_values)
+
+
+def known_points(history: History) -> list[Point]:
+    """Constants and score of the baseline and of every finished trial that has constants.
+
+    A trial's score is the mean of its fresh runs where it became champion, else what it gained on
+    the mean of its parent's: what the machine's speed was at the moment drops out where the gain
+    was measured in pairs. A run without a score counts as the 90th percentile of all scores.
+    """
+    means = _fresh_means(history)
+    points: list[Point] = []
+    if history.baseline_constants and history.baseline in means:
+        points.append((history.baseline_constants, means[history.baseline]))
+    failed: list[Mapping[str, Any]] = []
+    for trial in history.trials:
+        score = _trial_score(trial, means)
+        if trial.parameters is None or trial.decision is None:
+            continue
+        if score is not None:
+            points.append((trial.parameters, score))
+        elif trial.decision.verdict in _FAILED:
+            failed.append(trial.parameters)
+    scores = sorted(score for _, score in points)
+    if scores:
+        penalty = scores[_CRASH_PERCENTILE * (len(scores) - 1) // 100]
+        points += [(parameters, penalty) for parameters in failed]
+    return points
+
+
+def _fresh_means(history: History) -> dict[str, float]:
+    scores: dict[str, list[float]] = {}
+    for run in history.runs:
+        if run.purpose in FRESH and has_score(run):
+            scores.setdefault(run.commit, []).append(score_of(run))
+    return {commit: statistics.fmean(values) for commit, values in scores.items()}
+
+
+def _trial_score(trial: Trial, means: Mapping[str, float]) -> float | None:
+    decision = trial.decision
+    if decision is None or decision.val_bpb is None:
+        return None
+    if trial.commit in means:
+        return means[trial.commit]
+    if trial.parent in means and decision.gain_bpb is not None:
+        return means[trial.parent] - decision.gain_bpb
+    return decision.val_bpb
+
+
+def _suggest(moved: Mapping[str, Constant], points: list[Point], seed: int) -> dict[str, Any]:
+    """Values that TPE expects to score well, out of what is known about these constants."""
+    import optuna
+
+    verbosity = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            sampler = optuna.samplers.TPESampler(multivariate=True, n_startup_trials=0, seed=seed)
+            study = optuna.create_study(direction="minimize", sampler=sampler)
+            ranges = {name: _distribution(constant) for name, constant in moved.items()}
+            for parameters, score in points:
+                values = _fit(moved, parameters)
+                if values is not None:
+                    trial = optuna.trial.create_trial(
+                        params=values, distributions=ranges, value=score
+                    )
+                    study.add_trial(trial)
+            chosen = study.ask(fixed_distributions=ranges).params
+    finally:
+        optuna.logging.set_verbosity(verbosity)
+    return {name: tidy(constant, chosen[name]) for name, constant in moved.items()}
+
+
+def _distribution(constant: Constant) -> Any:
+    import optuna
+
+    if constant.choices:
+        return optuna.distributions.CategoricalDistribution(constant.choices)
+    low, high = constant.bounds
+    if constant.is_int:
+        return optuna.distributions.IntDistribution(int(low), int(high), log=constant.is_log)
+    return optuna.distributions.FloatDistribution(low, high, log=constant.is_log)
+
+
+def _fit(moved: Mapping[str, Constant], parameters: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The point in this space; None where a choice is gone. A new constant had its value."""
+    values: dict[str, Any] = {}
+    for name, constant in moved.items():
+        value = parameters.get(name, constant.value)
+        if constant.choices and value not in constant.choices:
+            return None
+        if not constant.choices and type(value) not in (int, float):
+            return None
+        values[name] = value if constant.choices else constant.clip(value)
+    return values

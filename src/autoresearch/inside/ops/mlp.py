@@ -1,0 +1,146 @@
+"""C -> 4C -> C with ReLU squared, the activation inside the matrix products.
+
+Forward writes only the squared activations; backward needs nothing else, since the slope of
+max(h, 0)^2 is twice the root of what was kept. Against separate kernels this saves three passes over
+the widest tensor of the model. Two backends: `quack` (CuTe DSL, Hopper) and `triton`.
+"""
+
+from __future__ import annotations
+
+import importlib
+from functools import cache
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def relu2_mlp_twin(x: Tensor, fc: Tensor, proj: Tensor) -> Tensor:
+    """The definition: x (..., C), fc (4C, C), proj (C, 4C)."""
+    return F.linear(F.relu(F.linear(x, fc)).square(), proj)
+
+
+def choose(device: torch.device) -> str:
+    """The backend for this device; empty if there is none and plain torch must do."""
+    if torch.cuda.get_device_capability(device)[0] != 9:
+        return ""  # the kernels are made for Hopper's copy engine and matrix units
+    try:
+        importlib.import_module("autoresearch.inside.ops.quack_relu2")
+    except Exception:  # noqa: BLE001 - missing, or broken in one of many ways: Triton does it too
+        return "triton"
+    return "quack"
+
+
+def relu2_mlp(x: Tensor, fc: Tensor, proj: Tensor, backend: str) -> Tensor:
+    """As the twin; `backend` is "quack", "triton" or "torch"."""
+    out: Tensor = relu2_forward(x.flatten(0, -2), fc, proj, backend)[0]
+    return out.view(x.shape)
+
+
+@torch.library.custom_op("autoresearch::relu2_forward", mutates_args=())
+def relu2_forward(x: Tensor, fc: Tensor, proj: Tensor, backend: str) -> tuple[Tensor, Tensor]:
+    """Output (N, C) and squared activations (N, 4C)."""
+    squares = _up(x, fc, backend)
+    return squares @ proj.mT, squares
+
+
+@relu2_forward.register_fake
+def _(x: Tensor, fc: Tensor, proj: Tensor, backend: str) -> tuple[Tensor, Tensor]:
+    return x.new_empty((len(x), len(proj))), x.new_empty((len(x), len(fc)))
+
+
+@torch.library.custom_op("autoresearch::relu2_backward", mutates_args=())
+def relu2_backward(
+    grad: Tensor, x: Tensor, fc: Tensor, proj: Tensor, squares: Tensor, backend: str
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of x, fc and proj."""
+    grad = grad.contiguous()
+    hidden = _down_gradient(grad, proj, squares, backend)
+    return hidden @ fc, hidden.mT @ x, grad.mT @ squares
+
+
+@relu2_backward.register_fake
+def _(
+    grad: Tensor, x: Tensor, fc: Tensor, proj: Tensor, squares: Tensor, backend: str
+) -> tuple[Tensor, Tensor, Tensor]:
+    return x.new_empty(x.shape), fc.new_empty(fc.shape), proj.new_empty(proj.shape)
+
+
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    x, fc, proj, ctx.backend = inputs
+    ctx.save_for_backward(x, fc, proj, output[1])
+    ctx.set_materialize_grads(False)
+
+
+def _gradient(ctx: Any, grad: Tensor, _grad_squares: Tensor | None) -> tuple[Tensor | None, ...]:
+    return (*relu2_backward(grad, *ctx.saved_tensors, ctx.backend), None)
+
+
+relu2_forward.register_autograd(_gradient, setup_context=_setup)
+
+
+def _up(x: Tensor, fc: Tensor, backend: str) -> Tensor:
+    """max(x fc^T, 0)^2."""
+    if backend == "quack":
+        up: Tensor = _quack().up(x, fc.mT, tuned=False)["D"]
+        return up
+    if backend == "triton":
+        return gemm_relu2(x, fc)
+    return F.linear(x, fc).relu_().square_()
+
+
+def _down_gradient(grad: Tensor, proj: Tensor, squares: Tensor, backend: str) -> Tensor:
+    """The gradient before the activation: (grad proj) 2 sqrt(squares)."""
+    if backend == "quack":
+        down: Tensor = _quack().down_gradient(grad, proj, squares, tuned=False)["D"]
+        return down
+    if backend == "triton":
+        return gemm_relu2(grad, proj.mT.contiguous(), squares)
+    return (grad @ proj).mul_(squares.sqrt().mul_(2))
+
+
+@cache
+def _quack() -> Any:
+    return importlib.import_module("autoresearch.inside.ops.quack_relu2")
+
+
+def gemm_relu2(a: Tensor, b: Tensor, squares: Tensor | None = None) -> Tensor:
+    """One product of a (M, K) and b (N, K), and one of two epilogues.
+
+    Without `squares` max(a b^T, 0)^2; with them (a b^T) 2 sqrt(squares).
+    """
+    from triton.tools.tensor_descriptor import TensorDescriptor
+
+    from autoresearch.inside.ops import kernels
+
+    (M, K), N = a.shape, len(b)
+    out = torch.empty((M, N), device=a.device, dtype=a.dtype)
+    rows, columns, depth = 128, 256, 64
+    half = [rows, columns // 2]  # the epilogue works on halves: less shared memory, more stages
+    num_programs = _num_processors(a.device)
+    kernels.gemm_relu2[(num_programs,)](
+        TensorDescriptor.from_tensor(a.contiguous(), [rows, depth]),
+        TensorDescriptor.from_tensor(b.contiguous(), [columns, depth]),
+        TensorDescriptor.from_tensor(out, half),
+        TensorDescriptor.from_tensor(out if squares is None else squares, half),
+        M,
+        N,
+        K,
+        num_programs,
+        IS_BACKWARD=squares is not None,
+        ROWS=rows,
+        COLUMNS=columns,
+        DEPTH=depth,
+        num_warps=8,
+        num_stages=3,
+    )
+    return out
+
+
+@cache
+def _num_processors(device: torch.device) -> int:
+    if device.type != "cuda":
+        return 4  # Triton's interpreter
+    count: int = torch.cuda.get_device_properties(device).multi_processor_count
+    return count

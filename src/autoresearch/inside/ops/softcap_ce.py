@@ -1,0 +1,84 @@
+"""Head, softcap and cross-entropy in one pass: float32 logits are never stored.
+
+A chunk of bfloat16 logits comes out of the matrix product; one kernel reads each row once, writes
+its loss, and overwrites the row with the gradient of the mean loss; two more products turn that into
+the gradients of the hidden states and of the head. Bytes: one read and one write of bfloat16 logits
+beside the three products.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+CHUNK_TOKENS = 2**16  # logits held at once: 1 GiB at a vocabulary of 8192
+
+
+def head_loss_twin(x: Tensor, head: Tensor, targets: Tensor, cap: float) -> Tensor:
+    """The definition, in the precision of its inputs: x (..., C), head (V, C), targets (...)."""
+    logits = cap * torch.tanh(F.linear(x, head.to(x.dtype)) / cap)
+    return F.cross_entropy(logits.flatten(0, -2), targets.flatten())
+
+
+def head_loss(x: Tensor, head: Tensor, targets: Tensor, cap: float) -> Tensor:
+    """Mean cross-entropy of softcapped logits in nats, float32; on a CPU the twin."""
+    if x.device.type == "cpu":
+        return head_loss_twin(x, head, targets, cap)
+    loss: Tensor = _HeadLoss.apply(x.flatten(0, -2), head, targets.flatten(), cap)
+    return loss
+
+
+class _HeadLoss(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, head: Tensor, targets: Tensor, cap: float) -> Tensor:
+        weight = head.to(x.dtype)
+        losses = torch.empty(len(x), device=x.device, dtype=torch.float32)
+        dx, dhead = torch.empty_like(x), torch.zeros_like(head, dtype=torch.float32)
+        for start in range(0, len(x), CHUNK_TOKENS):
+            part = slice(start, min(start + CHUNK_TOKENS, len(x)))
+            logits = F.linear(x[part], weight)
+            loss_and_gradient(logits, targets[part], losses[part], cap, 1.0 / len(x))
+            torch.mm(logits, weight, out=dx[part])
+            dhead += logits.mT @ x[part]
+        ctx.save_for_backward(dx, dhead)
+        return losses.sum() / len(x)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        dx, dhead = ctx.saved_tensors
+        scale = grads[0]
+        return dx * scale, dhead * scale, None, None
+
+
+def loss_and_gradient(
+    logits: Tensor, targets: Tensor, losses: Tensor, cap: float, scale: float
+) -> None:
+    """Write the loss of each row, and over the row the gradient of `scale` times it.
+
+    Args:
+        logits: (N, V) raw, overwritten with the gradient.
+        targets: (N,).
+        losses: (N,) float32, written.
+        cap: the bound of the logits.
+        scale: factor on the gradient.
+    """
+    import triton
+
+    from autoresearch.inside.ops import kernels
+
+    num_rows, vocab = logits.shape
+    block = triton.next_power_of_2(vocab)
+    kernels.softcap_ce[(num_rows,)](
+        logits,
+        targets,
+        losses,
+        logits.stride(0),
+        vocab,
+        cap,
+        scale,
+        BLOCK_V=block,
+        num_warps=max(4, min(16, block // 1024)),
+    )

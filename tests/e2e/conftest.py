@@ -1,0 +1,28 @@
+"""The lab of the end-to-end tests: one referee with a real scorer for each module, candidates without torch."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "stubs"))
+
+from lab import Lab, small_config  # noqa: E402  the line above makes it importable
+
+
+@pytest.fixture(scope="module")
+def shared_lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+    """A referee with stub candidates; the scorer imports torch once."""
+    lab = Lab(tmp_path_factory.mktemp("lab"))
+    yield lab
+    lab.close()
+
+
+@pytest.fixture
+def lab(shared_lab: Lab) -> Lab:
+    """The module's referee with its settings as they were."""
+    shared_lab.host.config = small_config()
+    return shared_lab
