@@ -1,6 +1,6 @@
 """Compares researchers on a simulated train.py: how much of a gap they close in 10, 20, 40 trials.
 
-Hardware: one CPU core. Time: about 3 minutes for 20 seeds. Expected figures: see below.
+Hardware: one CPU core. Time: about 6 minutes for 20 seeds. Expected figures: see below.
 
 The space is that of the shipped train.py. The score is a quadratic in the constants (places in
 their ranges, heavy-tailed weights, a few interactions), a small effect for each choice, and
@@ -8,6 +8,10 @@ Gaussian noise of 0.0155 bpb; four of the ten weightiest constants start far fro
 All choices of the real loop are the real code: researchers, judge (`screen`, paired), history.
 
     python runs/tpe_table.py [--seeds 20] [--trials 40]
+
+    researcher  gap after 10  gap after 20  gap after 40  +-  runs a trial
+    random  0.288  0.282  0.264  0.015  1.53
+    tpe  0.244  0.183  0.153  0.006  1.78
 """
 
 from __future__ import annotations
@@ -68,10 +72,15 @@ class World:
         self._scale = 1.0
         self.baseline = substitute(source, start)
         self._scale = GAP_BPB / self._distance(self._values(self.baseline))
+        self._scores: dict[str, float] = {}
 
     def score(self, source: str) -> float:
         """The true score, without noise; NaN where the model would diverge."""
-        values = self._values(source)
+        if source not in self._scores:
+            self._scores[source] = self._compute(self._values(source))
+        return self._scores[source]
+
+    def _compute(self, values: dict[str, Any]) -> float:
         gap = self._distance(values) * self._scale
         if gap > 5 * GAP_BPB:
             return math.nan

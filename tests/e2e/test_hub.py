@@ -61,6 +61,7 @@ class Hub:
     missing: set[str] = field(default_factory=set)
     ignores_ranges: bool = False
     was_cut: bool = False
+    has_checksums: bool = True
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -111,6 +112,8 @@ class Handler(BaseHTTPRequestHandler):
             }
             for name in names[page * PAGE : (page + 1) * PAGE]
         ]
+        for entry in entries if not self.hub.has_checksums else []:
+            del entry["lfs"]
         link = f'<{self.hub.url}/api/datasets/{REPO}/tree/{REVISION}?page={page + 1}>; rel="next"'
         self._json(entries, {"Link": link} if (page + 1) * PAGE < len(names) else {})
 
@@ -367,6 +370,21 @@ def test_an_unknown_repository(settings: DataSettings, home: Path, hub: Hub) -> 
     """A hub that lacks the corpus is named."""
     with pytest.raises(DataError, match=rf"{hub.url} does not have the files of HuggingFaceFW"):
         prepare(replace(settings, corpus="fineweb-edu"), home)
+
+
+def test_a_hub_without_checksums(hub: Hub, settings: DataSettings, home: Path) -> None:
+    """A file whose hash is not published cannot be checked, so it is not used."""
+    hub.has_checksums = False
+    with pytest.raises(DataError, match=r"publishes no checksum of .*shard_00000\.parquet"):
+        prepare(settings, home)
+
+
+def test_a_hub_with_too_few_shards(hub: Hub, settings: DataSettings, home: Path) -> None:
+    """Two shards cannot be three splits."""
+    for name in sorted(hub.files)[3:]:
+        del hub.files[name]
+    with pytest.raises(DataError, match=r"has 2 shards named shard_\*\.parquet, .*too few"):
+        prepare(settings, home)
 
 
 def test_no_hub(settings: DataSettings, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -187,7 +187,10 @@ def test_a_failed_audit_is_the_verdict(bench: Bench) -> None:
 
 def test_failures_have_no_score_and_the_loop_goes_on(bench: Bench) -> None:
     """Crash, timeout and cheat are verdicts of their own."""
-    edits = [{"SCORE": 1.5 + i / 100, "OUTCOME": name} for i, name in enumerate(("crash", "timeout", "cheat"))]
+    edits = [
+        {"SCORE": 1.5 + i / 100, "OUTCOME": name}
+        for i, name in enumerate(("crash", "timeout", "cheat"))
+    ]
     bench.run(*edits)
     assert bench.verdicts == ["crash", "timeout", "cheat"]
     assert all(trial.decision.val_bpb is None for trial in bench.history.trials)
@@ -241,7 +244,9 @@ def test_a_death_between_verdict_and_crown_is_mended(bench: Bench) -> None:
         commit = bench.repository.commit_file(history.champion, "train.py", source, "better")
         from autoresearch.values.records import Decision, Proposal
 
-        proposal = Proposal(source=source, description="x", parent=history.champion, researcher="scripted")
+        proposal = Proposal(
+            source=source, description="x", parent=history.champion, researcher="scripted"
+        )
         trial_id = ledger.open_trial(proposal, commit)
         ledger.close_trial(trial_id, Decision(verdict=Verdict.KEEP, reason="better"))
     bench.run({"SCORE": 2.5}, {"SCORE": 1.7})
@@ -252,7 +257,9 @@ def test_a_death_between_verdict_and_crown_is_mended(bench: Bench) -> None:
 def test_a_branch_moved_by_others_stops_the_session(bench: Bench) -> None:
     """Exit 3: the record and git disagree."""
     bench.run({"SCORE": 2.5})
-    foreign = bench.repository.commit_file(bench.repository.head(), "train.py", TRAIN + "\n", "mine")
+    foreign = bench.repository.commit_file(
+        bench.repository.head(), "train.py", TRAIN + "\n", "mine"
+    )
     bench.repository.set_ref("refs/heads/autoresearch/t", foreign, bench.head())
     with pytest.raises(TrustViolation, match="never was the champion"):
         bench.run({"SCORE": 2.5}, {"SCORE": 2.6})
@@ -331,4 +338,6 @@ def test_hooks_are_told_and_cannot_hurt(bench: Bench) -> None:
         on_stop="exit 7",
     )
     assert told.read_text() == "keep 1\n"
-    assert any("exit code 7" in event.body["text"] for event in bench.history.notes if "text" in event.body)
+    assert any(
+        "exit code 7" in event.body["text"] for event in bench.history.notes if "text" in event.body
+    )

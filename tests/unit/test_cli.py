@@ -489,6 +489,7 @@ def test_replay(call: Call, here: Workspace, once: list[Any]) -> None:
     assert code == 0
     assert "its replay scored 2.1000, gain +0.0200" in out
     assert once[0][1:] == ("# train.py of 1111111\n", 1)
+    assert once[0][0].trial.budget_s == 8.0
     facts = json.loads(call("replay", "1", "--json")[1])
     assert facts["run"]["val_bpb"] == 2.1
     assert "replay scored" in facts["comparison"]
@@ -534,7 +535,7 @@ def test_demo(
     """Makes a workspace or goes on in one, prepares, runs, shows the table and the picture."""
     preset = workspaces.Preset(name="demo", about="small and untuned", constants={}, config={})
     monkeypatch.setattr(workspaces, "load_preset", lambda name: preset)
-    monkeypatch.setattr(workspaces, "init", lambda path, preset: here)
+    monkeypatch.setattr(workspaces, "init", lambda path, preset, changes: here)
     code, out, _ = call("demo", tmp_path / "new", "--max-trials", "4", "--budget", "1")
     assert code == 0
     for words in ("small and untuned", "working", "head_lr 0.002 -> 0.004", "progress.png"):

@@ -94,6 +94,17 @@ def test_status_to_the_letter(history: History, noise: Noise) -> None:
     assert _text(console) == STATUS
 
 
+def test_long_descriptions_leave_the_figures_alone(history: History, noise: Noise) -> None:
+    """The description is cut, not the columns before it."""
+    console = _console()
+    trial = dataclasses.replace(history.trials[0], description="HEAD_LR 0.1 -> 0.2, " * 30)
+    print_status(console, dataclasses.replace(history, trials=(trial,)), noise, Config(), last=1)
+    row = _text(console).split("\n")[-2]
+    assert row.startswith("    1  keep      2.1200  +0.1800     4  HEAD_LR 0.1 -> 0.2, ")
+    assert row.endswith("...")
+    assert len(row) <= 100
+
+
 def test_status_before_anything(noise: Noise) -> None:
     """Nothing measured yet: says what to type."""
     console = _console()

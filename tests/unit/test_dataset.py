@@ -5,8 +5,10 @@ from __future__ import annotations
 import errno
 import json
 import re
+import shutil
 import stat
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +16,9 @@ import pytest
 
 from autoresearch.data import dataset as module
 from autoresearch.data.dataset import Dataset, dataset_name, open_dataset, prepare
+from autoresearch.data.document import Corpus, Shard, no_report
 from autoresearch.data.tokenizer import Tokens
-from autoresearch.data.writer import DatasetWriter, row_order
+from autoresearch.data.writer import DatasetWriter, row_order, stream_train
 from autoresearch.system.files import hold_lock
 from autoresearch.values.config import DataSettings
 from autoresearch.values.errors import DataError, UserError, WorkspaceError
@@ -181,6 +184,26 @@ def test_rows_are_stored_in_a_fixed_mixed_order() -> None:
     assert abs(np.corrcoef(order, np.arange(1000))[0, 1]) < 0.1
 
 
+def test_streaming_reads_the_front_only() -> None:
+    """For the tokenizer only the front of long documents and of long corpora counts."""
+    texts = ["a" * 50, "b" * 30, "c" * 50, "d"]
+    shards = [
+        Shard(name=text[0], size_bytes=len(text), read=partial(iter, [text])) for text in texts
+    ]
+    corpus = Corpus(name="", train=shards, validation=[], holdout=[])
+    heard: list[tuple[str, int, int]] = []
+    parts = list(stream_train(corpus, "s", lambda *step: heard.append(step), 100, 40))
+    assert parts == ["a" * 40, "b" * 30, "c" * 30]
+    assert heard == [
+        ("s", 0, 100),
+        ("s", 40, 100),
+        ("s", 70, 100),
+        ("s", 100, 100),
+        ("s", 100, 100),
+    ]
+    assert list(stream_train(corpus, "s", no_report)) == texts
+
+
 def test_key_ignores_what_does_not_matter(settings: DataSettings) -> None:
     """Settings of other corpora do not make another dataset; the relevant ones do."""
     name = dataset_name(settings)
@@ -272,6 +295,20 @@ def test_repair_keeps_a_good_tokenizer(
     prepare(settings, home, repair=True).verify()
 
 
+def test_changed_text_is_noticed(settings: DataSettings, home: Path) -> None:
+    """Text that came or went is never silently ignored; repair takes it in, tokenizer and all."""
+    old = prepare(settings, home)
+    (Path(settings.path) / "new.txt").write_text(document(1000))
+    with pytest.raises(DataError, match=r"has changed since it was prepared \(1 files.*new\.txt"):
+        prepare(settings, home)
+    assert open_dataset(settings, home).digest == old.digest
+    new = prepare(settings, home, repair=True)
+    assert new.digest != old.digest
+    assert content(new) == content(prepare(settings, home / "elsewhere"))
+    shutil.rmtree(settings.path)
+    assert prepare(settings, home).digest == new.digest
+
+
 def test_full_disk_leaves_nothing(
     settings: DataSettings, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -331,6 +368,41 @@ def test_too_little_text_for_a_row(settings: DataSettings, home: Path) -> None:
     with pytest.raises(DataError, match=r"text for data\.score_tokens has \d+ tokens, not enough"):
         prepare(long, home)
     assert not temporary(home)
+
+
+def test_too_little_text_to_train(settings: DataSettings, home: Path) -> None:
+    """Training text that fills no row is an error as well."""
+    for name, first in (("val", 100), ("holdout", 400)):
+        lines = [json.dumps({"text": document(n)}) + "\n" for n in range(first, first + 300)]
+        (Path(settings.path) / f"{name}.jsonl").write_text("".join(lines))
+    size = prepare(settings, home).manifest["splits"]["train"]["tokens"] * 2
+    message = r"the training text has \d+ tokens, not enough for one row"
+    with pytest.raises(DataError, match=message):
+        prepare(replace(settings, context=size, score_tokens=size, holdout_tokens=size), home)
+
+
+def test_scoring_text_is_read_as_far_as_needed(
+    settings: DataSettings, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows are drawn from a pool; where there is more scoring text, it is not encoded."""
+    folder = Path(settings.path)
+    (folder / "a.jsonl").rename(folder / "val.jsonl")
+    monkeypatch.setattr("autoresearch.data.writer.MIN_POOL_TOKENS", 1)
+    monkeypatch.setattr("autoresearch.data.writer.BATCH_CHARS", 1)
+    counts = prepare(settings, home).manifest["splits"]["validation"]
+    assert counts["documents"] < 20
+    assert counts["tokens"] >= 4 * settings.score_tokens
+    assert counts["rows"] == 20
+
+
+def test_copies_are_remembered_for_a_while(
+    settings: DataSettings, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The memory for copies is bounded: one that comes much later is let through."""
+    monkeypatch.setattr("autoresearch.data.writer.MAX_SEEN", 2)
+    folder = Path(settings.path)
+    (folder / "c.jsonl").write_text((folder / "a.jsonl").read_text())
+    assert prepare(settings, home).manifest["splits"]["train"]["documents"] > 60
 
 
 def test_encode_and_decode(settings: DataSettings, home: Path) -> None:

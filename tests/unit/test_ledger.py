@@ -248,7 +248,7 @@ def test_rows_cannot_be_changed_by_sql(path: Path) -> None:
 
 @given(seq=st.integers(1, 10), position=st.integers(0, 10_000), flip=st.integers(1, 127))
 @settings(
-    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 def test_any_changed_byte_of_a_body_is_found(
     tmp_path_factory: pytest.TempPathFactory, seq: int, position: int, flip: int

@@ -10,7 +10,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autoresearch.data import tokenizer as module
 from autoresearch.data.tokenizer import NUM_SPECIAL, SPECIAL_TOKENS, Tokenizer, train_tokenizer
 from autoresearch.values.errors import DataError, UserError
 
@@ -79,14 +78,6 @@ def test_digits_come_in_pairs_at_most() -> None:
 def test_training_repeats() -> None:
     """The same texts give the same tokenizer, byte for byte."""
     assert train_tokenizer(iter(TEXTS), 340).sha256 == small().sha256
-
-
-def test_training_reads_the_front_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of long documents and long corpora only the front counts."""
-    monkeypatch.setattr(module, "MAX_DOCUMENT_CHARS", 40)
-    monkeypatch.setattr(module, "MAX_TRAIN_CHARS", 100)
-    parts = list(module._training_texts(["a" * 50, "b" * 30, "c" * 50, "d"]))
-    assert parts == ["a" * 40, "b" * 30, "c" * 30]
 
 
 @pytest.mark.parametrize("vocab_size", [259, 32_769])

@@ -257,6 +257,8 @@ def replay(
 ) -> None:
     """Run an old trial again and compare.
 
+    Its commit and its budget, a fresh seed.
+
     \b
     Examples:
       autoresearch replay 12
@@ -268,7 +270,9 @@ def replay(
     opened = options.open_at(workspace)
     found = find_trial(options.read_history(opened)[0], trial)
     source = opened.repository.read(found.commit, "train.py")
-    measurement = _run_once(opened, source, seed, f"replay of trial {found.trial_id}")
+    budget = found.runs[-1].budget_s if found.runs else None  # scores compare at one budget only
+    same = options.change(opened, options.given(trial={"budget_s": budget}))
+    measurement = _run_once(same, source, seed, f"replay of trial {found.trial_id}")
     comparison = compare_runs(found, measurement)
     if as_json:
         facts = {"trial": found.trial_id, "comparison": comparison, "run": to_json(measurement)}
@@ -361,7 +365,7 @@ def demo(
     if (path / workspaces.CONFIG_NAME).is_file():
         made = workspaces.open_workspace(path)
     else:
-        made = workspaces.init(path, preset)
+        made = workspaces.init(path, preset, options.given(trial={"budget_s": budget}))
     console.print(
         f"{made.root}: {workspaces.load_preset(made.config.preset).about}", soft_wrap=True
     )

@@ -27,7 +27,15 @@ import numpy as np
 from autoresearch.data.corpus import Corpus, read_corpus
 from autoresearch.data.document import Report, no_report
 from autoresearch.data.hub import HUB_CORPORA, REPAIR
-from autoresearch.data.tokenizer import Tokenizer, Tokens, check_vocab_size, train_tokenizer
+from autoresearch.data.textfiles import list_sources
+from autoresearch.data.tokenizer import (
+    MAX_DOCUMENT_CHARS,
+    MAX_TRAIN_CHARS,
+    Tokenizer,
+    Tokens,
+    check_vocab_size,
+    train_tokenizer,
+)
 from autoresearch.data.writer import FORMAT, DatasetWriter, digest_of, stream_train
 from autoresearch.system.files import hold_lock, sha256_file
 from autoresearch.values.config import DataSettings
@@ -208,7 +216,9 @@ def prepare(
     name = dataset_name(settings)
     folder, holdout = home / "data" / name, home / "holdout" / name
     if folder.is_dir() and not repair:
-        return open_dataset(settings, home)
+        dataset = open_dataset(settings, home)
+        _check_sources(dataset)
+        return dataset
     try:
         with hold_lock(home / "data" / f".{name}.lock", f"dataset {name}"):
             _remove_leftovers(folder, holdout)
@@ -216,6 +226,7 @@ def prepare(
                 try:
                     dataset = open_dataset(settings, home)
                     dataset.verify()
+                    _check_sources(dataset)
                     return dataset
                 except DataError:
                     if not repair:
@@ -227,6 +238,26 @@ def prepare(
             f"mend the permissions of {home}, then run `autoresearch prepare` again"
         ) from error
     return open_dataset(settings, home)
+
+
+def _check_sources(dataset: Dataset) -> None:
+    """Refuse a folder of text that is not what the dataset was made of; one that is gone is fine.
+
+    Raises:
+        DataError: a file came, went, or has another size.
+    """
+    origin = dataset.manifest["corpus"]
+    root = Path(origin.get("path", ""))
+    if origin["name"] != "files" or not root.is_dir():
+        return
+    now = {source.name: source.size_bytes for source in list_sources(root)}
+    then = {source["name"]: source["size_bytes"] for source in origin["sources"]}
+    if changed := sorted(name for name in {*now, *then} if now.get(name) != then.get(name)):
+        raise DataError(
+            f"{root} has changed since it was prepared ({len(changed)} files, first "
+            f"{changed[0]!r}); bring back what was there, or {REPAIR} to make the dataset anew "
+            "(scores before and after cannot be compared)"
+        )
 
 
 def check_settings(settings: DataSettings) -> None:
@@ -250,7 +281,7 @@ def _build(settings: DataSettings, home: Path, name: str, report: Report, *, rep
     new_folder, new_holdout = _beside(folder, "tmp"), _beside(holdout, "tmp")
     try:
         corpus = read_corpus(settings, home, report, repair=repair)
-        tokenizer = _kept_tokenizer(folder) or _learn(corpus, settings, report)
+        tokenizer = _kept_tokenizer(folder, corpus) or _learn(corpus, settings, report)
         new_folder.mkdir(parents=True)
         holdout.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         new_holdout.mkdir(mode=0o700)
@@ -279,17 +310,19 @@ def _remove_leftovers(*folders: Path) -> None:
             shutil.rmtree(_beside(folder, ending), ignore_errors=True)
 
 
-def _kept_tokenizer(folder: Path) -> Tokenizer | None:
-    """The tokenizer of a damaged dataset, where at least that is as the manifest says."""
+def _kept_tokenizer(folder: Path, corpus: Corpus) -> Tokenizer | None:
+    """The tokenizer of a damaged dataset, where it is whole and was made of the same text."""
     try:
         manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
         tokenizer = Tokenizer.open(folder / "tokenizer.json")
-        return (
-            tokenizer if tokenizer.sha256 == manifest["files"]["tokenizer.json"]["sha256"] else None
-        )
+        is_whole = tokenizer.sha256 == manifest["files"]["tokenizer.json"]["sha256"]
+        is_same_text = manifest["corpus"]["sources"] == [asdict(s) for s in corpus.sources]
+        return tokenizer if is_whole and is_same_text else None
     except (OSError, ValueError, KeyError, TypeError, DataError):
         return None
 
 
 def _learn(corpus: Corpus, settings: DataSettings, report: Report) -> Tokenizer:
-    return train_tokenizer(stream_train(corpus, "learn tokenizer", report), settings.vocab_size)
+    limits = (MAX_TRAIN_CHARS, MAX_DOCUMENT_CHARS)
+    texts = stream_train(corpus, "learn tokenizer", report, *limits)
+    return train_tokenizer(texts, settings.vocab_size)

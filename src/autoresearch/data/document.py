@@ -39,7 +39,7 @@ class Source:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shard:
-    """A part of the training text. `read` starts over at every call; the size is for progress."""
+    """A part of the training text. `read` starts over at every call; the size is a guess."""
 
     name: str
     size_bytes: int

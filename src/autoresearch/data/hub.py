@@ -32,7 +32,7 @@ from autoresearch.data.document import (
     pool_chars,
     take_chars,
 )
-from autoresearch.data.textfiles import parquet_texts
+from autoresearch.data.textfiles import parquet_texts, text_bytes
 from autoresearch.system.files import sha256_file, write_atomic
 from autoresearch.values.config import DataSettings
 from autoresearch.values.errors import DataError
@@ -93,7 +93,7 @@ def read_hub(settings: DataSettings, home: Path, report: Report, *, repair: bool
         train=[
             Shard(
                 name=shard.name,
-                size_bytes=shard.size_bytes,
+                size_bytes=text_bytes(folder / shard.name),
                 read=partial(_texts, folder / shard.name),
             )
             for shard in train

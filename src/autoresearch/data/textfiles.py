@@ -17,6 +17,7 @@ import re
 import zlib
 from array import array
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -55,14 +56,11 @@ def read_files(settings: DataSettings, report: Report) -> Corpus:
         DataError: a file is damaged or not text, or there are too few documents to split.
     """
     root = _root(settings)
-    files = [
-        path
-        for path in sorted(root.rglob("*"))
-        if path.is_file() and _kind(path) and not _is_hidden(path, root)
-    ]
+    files = _files(root)
     if not files:
         raise DataError(
-            f"{root} has no file of the kinds {', '.join(KINDS)} (optionally {', '.join(PACKINGS)})"
+            f"{root} has no file of the kinds {', '.join(KINDS)} (optionally "
+            f"{', '.join(PACKINGS)}); set data.path to a folder that has"
         )
     pinned: dict[str, list[Path]] = {"": [], "validation": [], "holdout": []}
     for path in files:
@@ -75,12 +73,22 @@ def read_files(settings: DataSettings, report: Report) -> Corpus:
         train=[_shard(path, root, read, is_train) for path in pinned[""]],
         validation=validation,
         holdout=holdout,
-        sources=[
-            Source(name=path.relative_to(root).as_posix(), size_bytes=path.stat().st_size)
-            for path in files
-        ],
+        sources=list_sources(root),
         origin={"path": str(root), "piece_chars": piece_chars},
     )
+
+
+def list_sources(root: Path) -> list[Source]:
+    """Name and size of every file that counts."""
+    return [
+        Source(name=path.relative_to(root).as_posix(), size_bytes=path.stat().st_size)
+        for path in _files(root)
+    ]
+
+
+def _files(root: Path) -> list[Path]:
+    paths = sorted(root.rglob("*"))
+    return [path for path in paths if path.is_file() and _kind(path) and not _is_hidden(path, root)]
 
 
 def _root(settings: DataSettings) -> Path:
@@ -173,9 +181,7 @@ def _shard(
     path: Path, root: Path, read: Callable[[Path], Iterator[str]], is_train: Callable[[str], bool]
 ) -> Shard:
     name = path.relative_to(root).as_posix()
-    return Shard(
-        name=name, size_bytes=path.stat().st_size, read=lambda: filter(is_train, read(path))
-    )
+    return Shard(name=name, size_bytes=text_bytes(path), read=lambda: filter(is_train, read(path)))
 
 
 def _documents(path: Path, piece_chars: int = 0) -> Iterator[str]:
@@ -198,6 +204,26 @@ def parquet_texts(path: Path) -> Iterator[str]:
         UserError: pyarrow is not installed.
         DataError: not a parquet file, damaged, or without that column.
     """
+    with _parquet(path) as file:
+        for batch in file.iter_batches(batch_size=1024, columns=["text"]):
+            yield from (text for text in batch.column("text").to_pylist() if text)
+
+
+def text_bytes(path: Path) -> int:
+    """About how much text a file holds, for progress; compressed text files count as they lie."""
+    if _kind(path) != ".parquet":
+        return path.stat().st_size
+    with _parquet(path) as file:
+        groups = [file.metadata.row_group(n) for n in range(file.metadata.num_row_groups)]
+        columns = [group.column(n) for group in groups for n in range(group.num_columns)]
+        return sum(
+            column.total_uncompressed_size for column in columns if column.path_in_schema == "text"
+        )
+
+
+@contextmanager
+def _parquet(path: Path) -> Iterator[Any]:
+    """An open parquet file; whatever goes wrong while it is read is our error."""
     try:
         import pyarrow as pa
         import pyarrow.parquet as pq
@@ -207,8 +233,7 @@ def parquet_texts(path: Path) -> Iterator[str]:
         ) from error
     try:
         with pq.ParquetFile(path) as file:
-            for batch in file.iter_batches(batch_size=1024, columns=["text"]):
-                yield from (text for text in batch.column("text").to_pylist() if text)
+            yield file
     except (pa.ArrowException, OSError, KeyError) as error:
         raise DataError(
             f"{path} cannot be read as parquet with a text column `text`: {error}; replace the file"

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,8 +34,9 @@ Tokens = npt.NDArray[np.uint16]
 SPECIAL_TOKENS = ("<|bos|>", "<|reserved_1|>", "<|reserved_2|>", "<|reserved_3|>")
 NUM_SPECIAL = len(SPECIAL_TOKENS)
 MAX_VOCAB_SIZE = 32_768  # rows travel as int16 bits
+# What the caller should give `train_tokenizer` at most: characters in all, and of one document.
 MAX_TRAIN_CHARS = 250_000_000
-MAX_DOCUMENT_CHARS = 10_000  # of a document, for training the tokenizer only
+MAX_DOCUMENT_CHARS = 10_000
 
 # What is never merged across: contractions; a word with at most one other character in front; one
 # or two digits; punctuation with a space in front and line ends behind; a line end with the blanks
@@ -150,7 +151,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
         initial_alphabet=sorted(_byte_alphabet().values()),
         show_progress=False,
     )
-    backend.train_from_iterator(_training_texts(texts), trainer)
+    backend.train_from_iterator(texts, trainer)
     if backend.get_vocab_size() != num_learned:
         raise UserError(
             f"the training text gives only {backend.get_vocab_size() + NUM_SPECIAL} different "
@@ -168,16 +169,6 @@ def check_vocab_size(vocab_size: int) -> None:
     least = 256 + NUM_SPECIAL
     if not least <= vocab_size <= MAX_VOCAB_SIZE:
         raise UserError(f"data.vocab_size is {vocab_size}, expected {least} to {MAX_VOCAB_SIZE}")
-
-
-def _training_texts(texts: Iterable[str]) -> Iterator[str]:
-    num_chars = 0
-    for text in texts:
-        if num_chars >= MAX_TRAIN_CHARS:
-            return
-        part = text[: min(MAX_DOCUMENT_CHARS, MAX_TRAIN_CHARS - num_chars)]
-        num_chars += len(part)
-        yield part
 
 
 def _with_special_tokens(text: str, first_id: int) -> str:

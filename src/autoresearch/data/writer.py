@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -185,20 +186,29 @@ class DatasetWriter:
             os.fsync(file.fileno())
 
 
-def stream_train(corpus: Corpus, stage: str, report: Report) -> Iterator[str]:
-    """The training documents, shard after shard; `report` hears of a thousand steps at most."""
-    total = max(1, sum(shard.size_bytes for shard in corpus.train))
-    before = reported = 0
+def stream_train(
+    corpus: Corpus,
+    stage: str,
+    report: Report,
+    max_chars: int = sys.maxsize,
+    max_document_chars: int = sys.maxsize,
+) -> Iterator[str]:
+    """The training documents, shard after shard, cut at a length, until they hold `max_chars`.
+
+    `report` hears of a thousand steps at most, and of the end.
+    """
+    total = min(max_chars, sum(shard.size_bytes for shard in corpus.train))
+    done = reported = 0
     report(stage, 0, total)
-    for shard in corpus.train:
-        done = 0
-        for text in shard.read():
-            yield text
-            done = min(shard.size_bytes, done + len(text))  # packed shards get there early
-            if before + done - reported > total // 1000:
-                reported = before + done
-                report(stage, reported, total)
-        before += shard.size_bytes
+    for text in (text for shard in corpus.train for text in shard.read()):
+        part = text[: min(max_document_chars, max_chars - done)]
+        yield part
+        done += len(part)
+        if min(done, total) - reported > total // 1000:
+            reported = min(done, total)
+            report(stage, reported, total)
+        if done >= max_chars:
+            break
     report(stage, total, total)
 
 

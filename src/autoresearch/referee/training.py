@@ -25,6 +25,7 @@ from autoresearch.wire.buffer import SharedBuffer
 GRACE_S, GRACE_FRAC = 0.5, 0.005  # how late weights may arrive: the larger of the two
 MOST_DRIFT_S = 1.0  # between the clocks; more means that the machine slept
 POLL_S = 0.25
+LAST_WORDS_S = 2.0  # between a closed channel and the exit code
 MOST_PROCESSES = 512
 MOST_WEIGHTS_FRAC = 0.25  # of the memory that a candidate may use; scoring holds them several times
 MOST_MESSAGES_PER_S = 100.0
@@ -150,7 +151,7 @@ class Training:
 
     def _gone(self, awaited: str, gone: PeerGone) -> TrialFailed:
         """What to say of a candidate that ended before it had sent `awaited`."""
-        code = self.candidate.tree.exit_code()
+        code = self.candidate.tree.wait(LAST_WORDS_S)
         how = "" if code is None else f" (exit code {code})" if code >= 0 else f" (signal {-code})"
         return TrialFailed(Outcome.CRASH, f"{gone}{how} before {awaited!r}")
 

@@ -233,10 +233,9 @@ def _judge_greedy(case: _Case, is_simplification: bool) -> Need | Decision:
     if too_good and not agrees(case.noise, first, score):
         return _disagreement(too_good, first, score)
     gain = best - score
-    is_kept = gain > 0 or (is_simplification and gain == 0)
     against = f"the champion's best, {best:.4f}"
     reason = f"val_bpb {score:.4f} {_versus(case.noise, gain, against)}"
-    if is_kept:
+    if gain > 0 or (is_simplification and gain == 0):
         return _decide(case, Verdict.KEEP, f"{reason}; kept", score, gain)
     return _decide(case, Verdict.DISCARD, f"{reason}; discarded", score, gain)
 
@@ -268,8 +267,8 @@ def _judge_screen(case: _Case) -> Need | Decision:
 
 def _judge_second(case: _Case, first: _Comparison, second: _Comparison) -> Decision:
     sigma, gain = case.noise.sigma_bpb, second.gain
-    before = f"after a first run better by {_amount(case.noise, first.gain)}"
-    reason = f"val_bpb {second.candidate:.4f} {_versus(case.noise, gain, _arm(second))}, {before}"
+    reason = f"val_bpb {second.candidate:.4f} {_versus(case.noise, gain, _arm(second))}"
+    reason += f", after a first run better by {_amount(case.noise, first.gain)}"
     if gain > 0 and gain >= sigma:
         reason += "; kept"
         if case.settings.policy == "confirm-all":

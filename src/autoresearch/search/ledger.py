@@ -180,8 +180,7 @@ class Ledger:
         rows = self._connection.execute(
             "SELECT seq, at, kind, body FROM events WHERE seq > ? ORDER BY seq", (after,)
         )
-        for seq, at, kind, body in rows:
-            yield Event(seq=seq, at=at, kind=kind, body=json.loads(body))
+        return (Event(seq=s, at=at, kind=kind, body=json.loads(body)) for s, at, kind, body in rows)
 
     def history(self, branch: str | None = None) -> History:
         """What happened on a branch, by default the last session's; only new events are read."""
@@ -294,7 +293,7 @@ class Ledger:
     def close_trial(self, trial_id: int, decision: Decision) -> int:
         """A trial has its verdict."""
         trial = self.history().trial(trial_id)
-        if trial is None or trial.decision is not None:
+        if not trial or trial.decision:
             state = "closed already" if trial else "not known on this branch"
             raise AutoresearchError(f"trial {trial_id} cannot be closed: it is {state}")
         return self.append("close_trial", trial_id=trial_id, decision=to_json(decision))

@@ -88,6 +88,12 @@ class ProcessTree:
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._popen.wait(timeout=timeout_s)
 
+    def wait(self, timeout_s: float) -> int | None:
+        """The exit code of the first process, waiting for it; None where it still lives."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._popen.wait(timeout_s)
+        return self._popen.poll()
+
     def _drain(self, stream: IO[bytes]) -> None:
         with contextlib.suppress(OSError, ValueError):
             while data := os.read(stream.fileno(), 1 << 20):

@@ -252,7 +252,10 @@ def hidden_inside(hidden: Sequence[Path]) -> list[Path]:
     """Those of `hidden` that a bound folder would show."""
     shown = runtime_folders()
     resolved = sorted({path.resolve() for path in hidden if path.is_dir()})
-    return [path for path in resolved if any(path.is_relative_to(folder) for folder in shown)]
+    outermost = [
+        path for path in resolved if not any(other in path.parents for other in resolved)
+    ]  # what is hidden already has nothing inside to be hidden
+    return [path for path in outermost if any(path.is_relative_to(folder) for folder in shown)]
 
 
 def device_nodes(device: str) -> list[Path]:

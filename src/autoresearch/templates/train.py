@@ -44,7 +44,7 @@ TABLES_BF16 = True  # embedding tables and their moments in bfloat16, else float
 # Optimizer (embedding and head rates are for width 768 and scale with width^-0.5)
 EMBEDDING_LR = 0.6  # Adam step size of the token embedding [0.03, 1.5] log
 VALUE_LR = 0.6  # Adam step size of the value embeddings [0.03, 1.5] log
-HEAD_LR = 0.004  # Adam step size of the head [0.0005, 0.05] log
+HEAD_LR = 0.004  # Adam step size of the head [0.001, 0.05] log
 SCALAR_LR = 0.5  # Adam step size of lambda_x0; lambda_resid takes a hundredth [0.05, 1.0] log
 MATRIX_LR = 0.04  # Muon step size, times sqrt(rows / columns) of tall matrices [0.005, 0.2] log
 ADAM_BETA1 = 0.8  # Adam momentum, decay a step [0.6, 0.95]
@@ -188,9 +188,8 @@ def polar(matrices, dtype):
 class Operators:
     """The operators in use: those above, replaced by what the machine has better."""
 
-    def __init__(self, device):
-        self.attend, self.rotate_norm, self.mlp = sdpa, rotate_norm, relu2_mlp
-        self.lookup, self.head_loss, self.polar = lookup, head_loss, polar
+    def __init__(self, device, context, windows):
+        self.attend, self.mlp, self.lookup, self.head_loss = sdpa, relu2_mlp, lookup, head_loss
         self.names = {"attend": "sdpa"}
         if device.type == "cuda" and KERNELS:
             try:  # the only use of the package here: without it all works, slower
@@ -198,7 +197,8 @@ class Operators:
             except ImportError as error:
                 self.names["note"] = f"no fast operators: {error}"
                 return
-            ops.install(self, attention=ATTENTION, head_dim=HEAD_DIM, softcap=SOFTCAP)
+            shape = {"head_dim": HEAD_DIM, "context": context, "windows": windows}
+            ops.install(self, device, attention=ATTENTION, softcap=SOFTCAP, **shape)
 
     def __str__(self):
         return ", ".join(f"{part} {name}" for part, name in self.names.items())
@@ -229,7 +229,9 @@ def block(x, x0, cos, sin, resid, mix, weights, value, window, ops):
     if value is not None:  # the gate starts at exactly 1: its weights are zero
         strength = 2 * torch.sigmoid(F.linear(h[..., : gate.size(-1)], gate))
         v = v + strength[..., None] * value.view(B, T, G, D)
-    q, k = ops.rotate_norm(q, cos, sin) * QK_GAIN, ops.rotate_norm(k, cos, sin) * QK_GAIN
+    q, k = rotate_norm(q, cos, sin), rotate_norm(k, cos, sin)
+    if QK_GAIN != 1.0:
+        q, k = q * QK_GAIN, k * QK_GAIN
     x = x + F.linear(ops.attend(q, k, v, window).reshape(B, T, C), out)
     return x + ops.mlp(norm(x), fc, proj)
 
@@ -325,7 +327,8 @@ def build_model(run):
     with torch.device("meta"):
         model = GPT(run.vocab_size, run.context)
     model.to_empty(device=run.device)
-    model.initialize(Operators(run.device), pick_precision(run.device))
+    operators = Operators(run.device, model.context, model.windows)
+    model.initialize(operators, pick_precision(run.device))
     return model
 
 
@@ -344,7 +347,7 @@ def adamw_rule(p, grad, mean, square, rate, decay, beta1, beta2, correction1, co
     p.copy_(p * (1 - rate * decay) - rate * update)
 
 
-def muon_rule(p, grad, momentum, square, rate, decay, beta, beta2, polar, dtype):
+def muon_rule(p, grad, momentum, square, rate, decay, beta, beta2, dtype):
     """Nesterov momentum, polar factor, NorMuon, cautious decay: p (N, rows, columns)."""
     momentum.copy_(momentum + (grad - momentum) * (1 - beta))
     update = polar(grad + (momentum - grad) * beta, dtype).float()
@@ -363,10 +366,10 @@ def muon_rule(p, grad, momentum, square, rate, decay, beta, beta2, polar, dtype)
 class MuonAdamW(torch.optim.Optimizer):
     """One optimizer, an update rule per parameter group. All state is there from the start."""
 
-    def __init__(self, groups, polar, dtype):
+    def __init__(self, groups, dtype):
         super().__init__(groups, defaults={"decay": 0.0, "step": 0})
         self.adamw_rule, self.muon_rule = adamw_rule, muon_rule
-        self.polar, self.dtype = polar, dtype
+        self.dtype = dtype  # of the polar step
         for group in self.param_groups:
             group["peak_lr"], group["peak_decay"] = group["lr"], group["decay"]
             for p in group["params"]:
@@ -394,7 +397,7 @@ class MuonAdamW(torch.optim.Optimizer):
                     self.adamw_rule(p, p.grad, state["mean"], state["square"], *scalars)
                     continue
                 flat = [t.flatten(0, -3) for t in (p, p.grad, state["momentum"])]
-                self.muon_rule(*flat, state["square"], *scalars, self.polar, self.dtype)
+                self.muon_rule(*flat, state["square"], *scalars, self.dtype)
 
 
 def make_optimizer(model):
@@ -419,7 +422,7 @@ def make_optimizer(model):
         lr = MATRIX_LR * max(1.0, p.size(-2) / p.size(-1)) ** 0.5
         group = {"params": [p], "rule": "muon", "lr": lr, "decay": MATRIX_DECAY}
         groups.append({**group, "betas": (MOMENTUM_START, NORMUON_BETA2)})
-    return MuonAdamW(groups, model.operators.polar, model.precision)
+    return MuonAdamW(groups, model.precision)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -506,7 +509,8 @@ def compile_parts(model, optimizer):
     """Compile one block (not all: they are alike), the loss and the two rules."""
     torch._dynamo.config.recompile_limit = 64  # one for each window, micro-batch, matrix shape
     model.block = torch.compile(model.block, dynamic=False, fullgraph=True)
-    model.operators.head_loss = torch.compile(model.operators.head_loss, dynamic=False)
+    if model.operators.head_loss is head_loss:
+        model.operators.head_loss = torch.compile(head_loss, dynamic=False)
     optimizer.adamw_rule = torch.compile(adamw_rule, dynamic=False, fullgraph=True)
     optimizer.muon_rule = torch.compile(muon_rule, dynamic=False, fullgraph=True)
 

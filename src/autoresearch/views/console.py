@@ -33,6 +33,8 @@ from autoresearch.views.text import (
     signed,
 )
 
+_FIGURES_WIDTH = 50  # columns of the table before the change, at their widest
+
 VERDICT_STYLES = {
     Verdict.KEEP: "bold green",
     Verdict.NEAR_MISS: "yellow",
@@ -148,7 +150,7 @@ def print_status(
     trials = history.trials[-last:] if last else history.trials
     if trials:
         console.print()
-        console.print(trials_table(trials))
+        console.print(trials_table(trials, console.width))
     else:
         console.print("\nNo trials yet; start with: autoresearch run", style="dim")
 
@@ -186,12 +188,13 @@ def _status_rows(history: History, digest: Digest, config: Config) -> list[tuple
     return rows
 
 
-def trials_table(trials: Sequence[Trial]) -> Table:
-    """One row a trial."""
+def trials_table(trials: Sequence[Trial], width: int) -> Table:
+    """One row a trial; the change takes what `width` leaves to it."""
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
     for name in ("trial", "verdict", "val_bpb", "gain", "runs"):
         table.add_column(name, justify="left" if name == "verdict" else "right", no_wrap=True)
-    table.add_column("change", overflow="ellipsis", no_wrap=True, ratio=1)
+    table.add_column("change", no_wrap=True)
+    room = max(width - _FIGURES_WIDTH, 20)
     for trial in trials:
         score, decision = score_trial(trial), trial.decision
         table.add_row(
@@ -200,7 +203,7 @@ def trials_table(trials: Sequence[Trial]) -> Table:
             bpb(score.mean_bpb if score else None),
             signed(decision.gain_bpb if decision else None),
             str(len(trial.runs)),
-            Text(clean(trial.description, 200)),
+            Text(clean(trial.description, room)),
         )
     return table
 

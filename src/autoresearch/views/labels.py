@@ -19,7 +19,7 @@ INK = "#22272e"
 _STYLE = {"fontsize": 8.5, "color": INK, "parse_math": False, "zorder": 6, "transform": None}
 _PAPER = {"facecolor": "white", "alpha": 0.8, "linewidth": 0, "pad": 0.5}
 _MAX_CHARS = 38
-_MAX_WORDED = 16  # more words than that are no picture
+MAX_WORDED = 16  # more words than that are no picture
 
 Point = tuple[float, float]
 Label = tuple[str, Spot]
@@ -54,7 +54,7 @@ def label_kept(axes: Any, trials: Sequence[Trial], steps: Sequence[Point], rende
 
 def _texts(kept: Sequence[Trial]) -> dict[int, list[str]]:
     """What may stand at each kept trial, the better first; the biggest gains get words."""
-    worded = sorted(kept, key=_gain, reverse=True)[:_MAX_WORDED]
+    worded = sorted(kept, key=_gain, reverse=True)[:MAX_WORDED]
     texts = {trial.trial_id: [f"#{trial.trial_id}"] for trial in kept}
     for trial in worded:
         words = f"#{trial.trial_id} {clean(trial.description, _MAX_CHARS)}"
@@ -74,15 +74,18 @@ def _plan(
     sizes: dict[str, tuple[float, float]],
     is_stair: bool,
 ) -> list[Label]:
-    labels = []
-    for trial_id in reversed(texts):  # from the right: then no leader has to cross a label
-        for text in texts[trial_id]:
-            manner: dict[str, Any] = {"is_stair": is_stair} if " " in text else {"reach": 40.0}
+    """Words first, from right to left: then no leader has to cross a label. Numbers after."""
+    labels: dict[int, Label] = {}
+    for is_word in (True, False):
+        manner: dict[str, Any] = {"is_stair": is_stair} if is_word else {"reach": 40.0}
+        for trial_id in reversed(texts):
+            text = texts[trial_id][0 if is_word else -1]
+            if trial_id in labels or (" " in text) is not is_word:
+                continue
             spot = placer.place(places[trial_id], sizes[text], **manner)
             if spot is not None:
-                labels.append((text, spot))
-                break
-    return labels
+                labels[trial_id] = (text, spot)
+    return list(labels.values())
 
 
 def _worth(labels: Sequence[Label]) -> int:

@@ -20,11 +20,12 @@ from autoresearch.views.digest import (
     FAILED,
     closed_trials,
     find_champion,
+    kept_trials,
     measure,
     score_commit,
     score_trial,
 )
-from autoresearch.views.labels import INK, label_kept
+from autoresearch.views.labels import INK, MAX_WORDED, label_kept
 from autoresearch.views.text import bpb, count_verdicts, percent, plural
 
 GREY, GREEN, AMBER = "#b4bac2", "#1a7f4b", "#d98a00"
@@ -76,7 +77,8 @@ def _limits(history: History, trials: Sequence[Trial]) -> tuple[float, float]:
     else:
         high = top
     span = max(high - low, 0.002 * abs(high), 1e-6)
-    return low - 0.32 * span, high + 0.08 * span
+    room = 0.2 + 0.04 * min(len(kept_trials(history)), MAX_WORDED)  # a line for each label
+    return low - room * span, high + 0.08 * span
 
 
 def _draw_baseline(axes: Any, history: History, noise: Noise) -> None:

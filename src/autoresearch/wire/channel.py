@@ -90,7 +90,8 @@ class Channel:
         frame = _LENGTH.pack(len(payload)) + payload
         try:
             sent = socket.send_fds(self._socket, [frame], list(fds)) if fds else 0
-            self._socket.sendall(frame[sent:])
+            if sent < len(frame):  # sending nothing to a peer that has read it all and left fails
+                self._socket.sendall(frame[sent:])
         except (BrokenPipeError, ConnectionResetError) as error:
             raise ChannelClosed(f"the peer was gone before {kind!r} could be sent") from error
         except TimeoutError as error:

@@ -1,14 +1,15 @@
 """Causal attention with a sliding window, by the best library on the machine.
 
 The ladder, best first: FlashAttention 4 (Hopper, Blackwell), FlashAttention 3 through the `kernels`
-package (Hopper; asks the Hugging Face hub), cuDNN where everything is seen and FlexAttention where a
-window cuts, SDPA with a mask. All take q (B, T, H, D), k and v (B, T, G, D) and `window`, the number
-of tokens that a query sees besides itself, and give (B, T, H, D). `attend_twin` is the definition.
+package (Hopper; asks the Hugging Face hub), cuDNN where everything is seen and FlexAttention where
+a window cuts, SDPA with a mask. All take q (B, T, H, D), k and v (B, T, G, D) and `window`, the
+tokens that a query sees besides itself, and give (B, T, H, D). `attend_twin` is the definition.
 """
 
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -213,7 +214,8 @@ class FlexAttend:
         from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
         self._full = full
-        self._flex = torch.compile(flex_attention, dynamic=False)
+        is_cuda = device.type == "cuda"
+        self._flex = torch.compile(flex_attention, dynamic=False) if is_cuda else flex_attention
         self._masks = {
             window: create_block_mask(
                 _window_rule(window), None, None, context, context, device=device

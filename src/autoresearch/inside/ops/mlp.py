@@ -1,8 +1,8 @@
 """C -> 4C -> C with ReLU squared, the activation inside the matrix products.
 
 Forward writes only the squared activations; backward needs nothing else, since the slope of
-max(h, 0)^2 is twice the root of what was kept. Against separate kernels this saves three passes over
-the widest tensor of the model. Two backends: `quack` (CuTe DSL, Hopper) and `triton`.
+max(h, 0)^2 is twice the root of what was kept. Against separate kernels this saves three passes
+over the widest tensor of the model. Two backends: `quack` (CuTe DSL, Hopper) and `triton`.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ relu2_forward.register_autograd(_gradient, setup_context=_setup)
 def _up(x: Tensor, fc: Tensor, backend: str) -> Tensor:
     """max(x fc^T, 0)^2."""
     if backend == "quack":
-        up: Tensor = _quack().up(x, fc.mT, tuned=False)["D"]
+        up: Tensor = _quack().up(x.detach(), fc.detach().mT, tuned=False)["D"]
         return up
     if backend == "triton":
         return gemm_relu2(x, fc)
@@ -93,7 +93,8 @@ def _up(x: Tensor, fc: Tensor, backend: str) -> Tensor:
 def _down_gradient(grad: Tensor, proj: Tensor, squares: Tensor, backend: str) -> Tensor:
     """The gradient before the activation: (grad proj) 2 sqrt(squares)."""
     if backend == "quack":
-        down: Tensor = _quack().down_gradient(grad, proj, squares, tuned=False)["D"]
+        operands = (grad.detach(), proj.detach(), squares.detach())
+        down: Tensor = _quack().down_gradient(*operands, tuned=False)["D"]
         return down
     if backend == "triton":
         return gemm_relu2(grad, proj.mT.contiguous(), squares)

@@ -1,4 +1,4 @@
-"""Polar Express on a bank of matrices: nearly their orthogonal factors, three products an iteration.
+"""Polar Express on a bank of matrices: nearly their orthogonal factors, by three products a step.
 
 `polar` uses fused multiply-adds of whole banks (baddbmm). Two of the three products are symmetric;
 `polar_symmetric` computes only half of those, with quack's kernel where that package is there.

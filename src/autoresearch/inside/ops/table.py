@@ -2,8 +2,8 @@
 
 The backward pass of an ordinary lookup sorts the tokens anew for each table. Here they are sorted
 once; then every table's gradient is a segmented sum over the sorted tokens, in float32: within a
-block of sorted tokens by a matrix product with the zeros and ones of equal tokens, between blocks by
-atomic addition.
+block of sorted tokens by a matrix product with the zeros and ones of equal tokens, between blocks
+by atomic addition.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-_ROWS, _COLUMNS = 64, 128  # of a block
+_ROWS, _COLUMNS = 64, 64  # of a block
 
 
 def lookup_twin(tokens: Tensor, embedding: Tensor, values: Tensor) -> tuple[Tensor, list[Tensor]]:

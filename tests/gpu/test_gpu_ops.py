@@ -1,0 +1,113 @@
+"""The fast operators on a CUDA device against float64, on fresh random inputs and odd shapes.
+
+Bounds are relative errors in norm: 1e-2 through bfloat16 products, 5e-3 for sums alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from autoresearch.inside.ops import attention, mlp, polar, softcap_ce, table
+
+pytestmark = [pytest.mark.gpu, pytest.mark.filterwarnings("ignore")]
+CUDA = torch.device("cuda")
+COEFFICIENTS = [(8.16, -22.48, 15.88), (4.04, -2.81, 0.5), (3.89, -2.77, 0.51)]
+
+
+def normal(*shape: int, dtype: torch.dtype = torch.bfloat16, scale: float = 1.0) -> Tensor:
+    """Normal numbers that want a gradient."""
+    return (torch.randn(shape, device=CUDA) * scale).to(dtype).requires_grad_()
+
+
+def assert_agree(
+    function: Callable[..., Any], twin: Callable[..., Any], inputs: list[Tensor], bound: float
+) -> None:
+    """Outputs, and gradients of all inputs for random gradients of the outputs, agree."""
+    exact = [t.detach().double().requires_grad_() for t in inputs]
+    outs, goals = function(*inputs), twin(*exact)
+    outs = [outs] if isinstance(outs, Tensor) else outs
+    goals = [goals] if isinstance(goals, Tensor) else goals
+    grads = [torch.randn_like(out) for out in outs]
+    got = [*outs, *torch.autograd.grad(outs, inputs, grads)]
+    wanted = [*goals, *torch.autograd.grad(goals, exact, [g.double() for g in grads])]
+    for a, b in zip(got, wanted, strict=True):
+        assert (a.double() - b.double()).norm() <= bound * b.double().norm()
+
+
+@pytest.mark.parametrize("window", [384, 128, 77])
+@pytest.mark.parametrize("rung", ["fa4", "flex", "cudnn", "sdpa"])
+def test_attention(rung: str, window: int) -> None:
+    """Every rung that this machine has, with shared key/value heads."""
+    T = 384
+    try:
+        attend = {
+            "fa4": lambda: attention._make_fa4(CUDA),
+            "flex": lambda: attention.FlexAttend(T, [window], CUDA),
+            "cudnn": lambda: attention.attend_cudnn_or_sdpa,
+            "sdpa": lambda: attention.attend_sdpa,
+        }[rung]()
+    except ImportError as error:
+        pytest.skip(str(error))
+    inputs = [normal(2, T, 4, 64), normal(2, T, 2, 64), normal(2, T, 2, 64)]
+    assert_agree(
+        lambda *t: attend(*t, window), lambda *t: attention.attend_twin(*t, window), inputs, 1e-2
+    )
+
+
+@pytest.mark.parametrize(("num", "width", "vocab"), [(333, 128, 8192), (70_000, 64, 1021)])
+def test_head_loss(num: int, width: int, vocab: int) -> None:
+    """Loss and both gradients, over more than one chunk and an odd vocabulary."""
+    targets = torch.randint(0, vocab, (num,), device=CUDA)
+    inputs = [normal(num, width), normal(vocab, width, dtype=torch.float32, scale=0.2)]
+    assert_agree(
+        lambda x, head: softcap_ce.head_loss(x, head, targets, 15.0),
+        lambda x, head: softcap_ce.head_loss_twin(x, head, targets, 15.0),
+        inputs,
+        2e-2,
+    )
+
+
+@pytest.mark.parametrize("backend", ["quack", "triton", "torch"])
+@pytest.mark.parametrize(("num", "width"), [(333, 128), (1000, 640)])
+def test_mlp(backend: str, num: int, width: int) -> None:
+    """Output and three gradients."""
+    if backend != "torch" and torch.cuda.get_device_capability()[0] != 9:
+        pytest.skip("made for Hopper")
+    if backend == "quack":
+        pytest.importorskip("quack")
+    inputs = [normal(num, width), normal(4 * width, width, scale=0.1)]
+    inputs.append(normal(width, 4 * width, scale=0.1))
+    assert_agree(
+        lambda *t: mlp.relu2_mlp(*t, backend), lambda *t: mlp.relu2_mlp_twin(*t), inputs, 1e-2
+    )
+
+
+@pytest.mark.parametrize("num_ids", [1000, 1])
+def test_lookup(num_ids: int) -> None:
+    """Rows and gradients of all tables, with many different tokens and with one alone."""
+    pytest.importorskip("triton")
+    tokens = torch.randint(0, num_ids, (5, 333), device=CUDA)
+
+    def flat(lookup: Callable[..., Any]) -> Callable[..., Any]:
+        def function(embedding: Tensor, values: Tensor) -> list[Tensor]:
+            first, others = lookup(tokens, embedding, values)
+            return [first, *others]
+
+        return function
+
+    inputs = [normal(1000, 200), normal(3, 1000, 96)]
+    assert_agree(flat(table.lookup), flat(table.lookup_twin), inputs, 5e-3)
+
+
+@pytest.mark.parametrize("shape", [(4, 256, 256), (2, 512, 128), (2, 128, 512)])
+def test_polar(shape: tuple[int, ...]) -> None:
+    """Banks in bfloat16 against float64."""
+    matrices = torch.randn(shape, device=CUDA)
+    wanted = polar.polar_twin(matrices.double(), COEFFICIENTS)
+    got = polar.polar(matrices, COEFFICIENTS, torch.bfloat16).double()
+    assert (got - wanted).norm() <= 5e-2 * wanted.norm()

@@ -1,0 +1,250 @@
+"""The fast operators without a GPU: twins against float64, our autograd against the twins' own.
+
+With triton installed its interpreter runs the kernels on the CPU (bfloat16 products are wrong in
+it; float16 stands in). tests/gpu runs the real thing.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+from torch import Tensor
+
+from autoresearch.inside.ops import attention, mlp, polar, softcap_ce, table
+
+TRAIN = Path(__file__).parents[2] / "src" / "autoresearch" / "templates" / "train.py"
+OPS = TRAIN.parents[1] / "inside" / "ops"
+HAS_TRITON = importlib.util.find_spec("triton") is not None
+
+
+@pytest.fixture(scope="module")
+def train() -> ModuleType:
+    """The shipped train.py, for its plain operators."""
+    spec = importlib.util.spec_from_file_location("train_of_ops", TRAIN)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def double(*shape: int) -> Tensor:
+    """Normal numbers in float64."""
+    return torch.randn(shape, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("window", [1, 7, 30, 100])
+@pytest.mark.parametrize("groups", [1, 3])
+def test_attention_rungs_agree(train: ModuleType, window: int, groups: int) -> None:
+    """The twin, the last rung and train.py's own say the same, gradients included."""
+    q, k, v = (double(2, 31, heads, 8).requires_grad_() for heads in (3, groups, groups))
+    weight = double(2, 31, 3, 8)
+    results = []
+    for attend in (attention.attend_twin, attention.attend_sdpa, train.sdpa):
+        out = attend(q, k, v, window)
+        results.append([out, *torch.autograd.grad((out * weight).sum(), (q, k, v))])
+    for other in results[1:]:
+        for got, wanted in zip(other, results[0], strict=True):
+            torch.testing.assert_close(got, wanted)
+
+
+def test_flex_mask_is_the_window() -> None:
+    """Block masks are made for every window that cuts, and the rule counts the own token extra."""
+    device = torch.device("cpu")
+    flex = attention.FlexAttend(256, [256, 100], device, full=attention.attend_sdpa)
+    assert list(flex._masks) == [100]
+    is_seen = attention._window_rule(2)
+    position = torch.tensor
+    assert [bool(is_seen(None, None, position(5), position(key))) for key in range(8)] == [
+        False, False, False, True, True, True, False, False
+    ]  # fmt: skip
+    q, k, v = (torch.randn(1, 31, 2, 8) for _ in range(3))
+    torch.testing.assert_close(flex(q, k, v, 4), attention.attend_twin(q, k, v, 4))
+
+
+def test_ladder_falls_to_sdpa(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where no rung works, the answer is None with the reasons; a wrong result is no rung."""
+
+    def broken(*_: object) -> None:
+        raise ImportError("not here")
+
+    device = torch.device("cpu")
+    monkeypatch.setattr(attention, "_make_fa4", broken)
+    monkeypatch.setattr(attention, "_make_fa3", broken)
+    monkeypatch.setattr(attention, "FlexAttend", broken)
+    monkeypatch.setattr(attention, "attend_cudnn_or_sdpa", lambda q, k, v, w: q * math.nan)
+    attend, name = attention.choose("auto", device, 8, 16, [16])
+    assert attend is None
+    assert name.startswith("sdpa (fa4: ImportError: not here")
+    assert "off by nan" in name
+    monkeypatch.setattr(attention, "attend_cudnn_or_sdpa", attention.attend_sdpa)
+    assert attention.choose("auto", device, 8, 16, [16, 3])[0] is attention.attend_sdpa
+    assert attention.choose("sdpa", device, 8, 16, [16]) == (None, "sdpa")
+
+
+def test_fa4_is_wired_right(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Our operator around FlashAttention passes windows, saves what backward needs: with a
+    stand-in for the library, in float64.
+    """
+
+    def weights(q: Tensor, k: Tensor, window: int | None) -> Tensor:
+        T, D = q.size(1), q.size(3)
+        back = torch.arange(T)[:, None] - torch.arange(T)
+        is_hidden = (back < 0) | (back > (T if window is None else window))
+        scores = torch.einsum("bqhd,bkhd->bhqk", q, k) / math.sqrt(D)
+        return scores.masked_fill(is_hidden, -math.inf).softmax(-1)
+
+    def forward(q: Tensor, k: Tensor, v: Tensor, **options: object) -> tuple[Tensor, ...]:
+        assert options.pop("causal")
+        assert options.pop("return_lse")
+        P = weights(q, k, options.pop("window_size_left"))  # type: ignore[arg-type]
+        assert not options
+        out = torch.einsum("bhqk,bkhd->bqhd", P, v).contiguous()
+        return out, torch.zeros(q.size(0), q.size(2), q.size(1)), None, None, None
+
+    def backward(q, k, v, out, grad, lse, scale, causal, softcap, window_size_left):  # type: ignore[no-untyped-def]
+        assert (scale, causal, softcap) == (None, True, 0.0)
+        P = weights(q, k, window_size_left)
+        dP = torch.einsum("bqhd,bkhd->bhqk", grad, v)
+        dS = P * (dP - (dP * P).sum(-1, keepdim=True)) / math.sqrt(q.size(3))
+        products = (("bhqk,bkhd->bqhd", dS, k), ("bhqk,bqhd->bkhd", dS, q))
+        products += (("bhqk,bqhd->bkhd", P, grad),)
+        return tuple(torch.einsum(*product).contiguous() for product in products)
+
+    library = ModuleType("flash_attn.cute.interface")
+    library._flash_attn_fwd, library._flash_attn_bwd = forward, backward
+    for name in ("flash_attn", "flash_attn.cute"):
+        monkeypatch.setitem(sys.modules, name, ModuleType(name))
+    monkeypatch.setitem(sys.modules, library.__name__, library)
+    q, k, v = (double(2, 13, 3, 4).requires_grad_() for _ in range(3))
+    weight = double(2, 13, 3, 4)
+    for window in (5, 12, 99):
+        results = []
+        for attend in (attention.attend_fa4, attention.attend_twin):
+            out = attend(q, k, v, window)
+            results.append([out, *torch.autograd.grad((out * weight).sum(), (q, k, v))])
+        for got, wanted in zip(*results, strict=True):
+            torch.testing.assert_close(got, wanted)
+
+
+def test_head_loss_twin_is_train_s(train: ModuleType) -> None:
+    """On a CPU the operator is its twin, and train.py's chunks compute the same."""
+    x, head = double(2, 300, 8).requires_grad_(), double(17, 8).requires_grad_()
+    targets = torch.randint(0, 17, (2, 300))
+    ours = softcap_ce.head_loss(x, head, targets, 15.0)
+    theirs = train.head_loss(x, head, targets)
+    torch.testing.assert_close(ours.float(), theirs.float(), rtol=1e-5, atol=0)
+    for a, b in zip(
+        torch.autograd.grad(ours, (x, head)), torch.autograd.grad(theirs, (x, head)), strict=True
+    ):
+        assert (a - b).norm() / a.norm() < 1e-5
+
+
+def test_mlp_keeps_only_squares() -> None:
+    """The operator's own backward pass, from squared activations, is the twin's: float64."""
+    x, fc, proj = (double(*shape).requires_grad_() for shape in ((2, 5, 6), (24, 6), (6, 24)))
+    weight = double(2, 5, 6)
+    out = mlp.relu2_mlp(x, fc, proj, "torch")
+    wanted = mlp.relu2_mlp_twin(x, fc, proj)
+    torch.testing.assert_close(out, wanted)
+    got = torch.autograd.grad((out * weight).sum(), (x, fc, proj))
+    for a, b in zip(got, torch.autograd.grad((wanted * weight).sum(), (x, fc, proj)), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_mlp_operator_is_well_formed() -> None:
+    """Schema, fake implementation and autograd registration agree with the real one."""
+    x, fc, proj = (torch.randn(shape).requires_grad_() for shape in ((10, 6), (24, 6), (6, 24)))
+    torch.library.opcheck(mlp.relu2_forward, (x, fc, proj, "torch"))
+
+
+def test_lookup_is_the_twin_and_train_s(train: ModuleType) -> None:
+    """On a CPU all three give the same rows and gradients."""
+    tokens = torch.randint(0, 11, (3, 9))
+    results = []
+    for lookup in (table.lookup, table.lookup_twin, train.lookup):
+        torch.manual_seed(0)
+        embedding, values = double(11, 4).requires_grad_(), double(2, 11, 6).requires_grad_()
+        first, others = lookup(tokens, embedding, values)
+        loss = first.square().sum() + sum(other.square().sum() for other in others)
+        results.append([first, *others, *torch.autograd.grad(loss, (embedding, values))])
+    for other in results[1:]:
+        for got, wanted in zip(other, results[0], strict=True):
+            torch.testing.assert_close(got, wanted)
+
+
+@pytest.mark.parametrize("shape", [(2, 12, 12), (3, 20, 8), (3, 8, 20)])
+def test_polar_agrees(train: ModuleType, shape: tuple[int, ...]) -> None:
+    """Fused and plain iterations are the same function, in float64 exactly enough."""
+    matrices = double(*shape)
+    coefficients = train.POLAR_COEFFICIENTS
+    wanted = polar.polar_twin(matrices, coefficients)
+    torch.testing.assert_close(polar.polar(matrices, coefficients, torch.float64), wanted)
+    torch.testing.assert_close(train.polar(matrices, torch.float64), wanted)
+
+
+def test_package_needs_torch_alone() -> None:
+    """Only the two kernel modules import more than torch at the top; nobody imports those so."""
+    modules = {path.stem: ast.parse(path.read_text()) for path in OPS.glob("*.py")}
+    for name in set(modules) - {"kernels", "quack_relu2"}:
+        for node in modules[name].body:
+            text = ast.unparse(node) if isinstance(node, ast.Import | ast.ImportFrom) else ""
+            for word in ("triton", "kernels", "quack", "flash_attn", "softcap_ce, table"):
+                assert word not in text, f"{name}: {text}"
+
+
+_INTERPRETED = """
+import torch
+import torch.nn.functional as F
+from autoresearch.inside.ops import mlp, softcap_ce, table
+
+torch.manual_seed(0)
+for vocab, dtype, bound in ((100, torch.float32, 1e-5), (300, torch.bfloat16, 8e-3)):
+    logits = (torch.randn(7, vocab) * 20).to(dtype)
+    targets, losses, out = torch.randint(0, vocab, (7,)), torch.empty(7), logits.clone()
+    softcap_ce.loss_and_gradient(out, targets, losses, 15.0, 0.3)
+    exact = logits.double().requires_grad_()
+    wanted = F.cross_entropy(15 * torch.tanh(exact / 15), targets, reduction="none")
+    grad = torch.autograd.grad(0.3 * wanted.sum(), exact)[0]
+    assert (losses - wanted).abs().max() < 1e-4
+    assert (out.double() - grad).norm() / grad.norm() < bound
+
+tokens, grad = torch.randint(0, 20, (210,)), torch.randn(210, 200)
+ids, order = tokens.int().sort()
+got = torch.zeros(20, 200)
+table.add_rows(grad, ids, order, got)
+wanted = torch.zeros(20, 200, dtype=torch.float64).index_add_(0, tokens, grad.double())
+assert (got - wanted).abs().max() < 1e-4
+
+for dtype, bound in ((torch.float32, 1e-6), (torch.float16, 2e-3)):
+    a, b = torch.randn(200, 96).to(dtype), (torch.randn(320, 96) / 10).to(dtype)
+    up = mlp.gemm_relu2(a, b)
+    product = a.double() @ b.double().T
+    wanted = product.relu().square()
+    assert (up.double() - wanted).norm() / wanted.norm() < bound
+    down, slope = mlp.gemm_relu2(a, b, up), product * 2 * up.double().sqrt()
+    assert (down.double() - slope).norm() / slope.norm() < bound
+print("fine")
+"""
+
+
+@pytest.mark.skipif(not HAS_TRITON, reason="triton is not installed")
+def test_kernels_in_the_interpreter() -> None:
+    """Each Triton kernel, on odd shapes, against float64; in a process of its own."""
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(TRAIN.parents[2]),
+        "TRITON_INTERPRET": "1",
+        "OMP_NUM_THREADS": "1",
+    }
+    command = [sys.executable, "-c", _INTERPRETED]
+    assert subprocess.check_output(command, env=environment, text=True).strip() == "fine"
