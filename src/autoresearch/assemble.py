@@ -5,6 +5,7 @@ The commands that run candidates meet here; each opens what it needs and closes 
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -69,7 +70,7 @@ def await_device(config: Config, device: str, clock: Clock) -> None:
             raise UserError(
                 f"{device} is busy: {reason}; free it, or set busy_device = \"wait\" or \"ignore\" under [trial]"
             )
-        print(f"waiting for {device}: {reason}", flush=True)
+        print(f"waiting for {device}: {reason}", file=sys.stderr, flush=True)
         clock.sleep(BUSY_POLL_S)
 
 
@@ -84,38 +85,67 @@ def open_session(
     """
     workspace.require_clean()
     branch = Branch(workspace.repository, config.session.tag)
+    branch.start()
+    with (
+        Ledger.open(workspace.ledger_path) as ledger,
+        open_referee(workspace, config, clock) as referee,
+    ):
+        _start(ledger, config, branch, referee)
+        researcher = make_researcher(config.researcher, workspace.root)
+        yield Session(config, ledger, branch, referee, researcher, observer, workspace.runs_folder)
+
+
+def _start(ledger: Ledger, config: Config, branch: Branch, referee: Referee) -> None:
+    """Write down that a session begins, and on which machine."""
     baseline = branch.start()
-    with Ledger.open(workspace.ledger_path) as ledger, open_referee(workspace, config, clock) as referee:
-        host = hardware.describe_machine(referee.host.device)
-        host["sandbox"] = referee.host.sandbox.level
-        ledger.start_session(config, branch.name, baseline, host)
-        researcher = make_researcher(config.researcher)
-        yield Session(config, ledger, branch, referee, researcher, observer, workspace.trials_folder)
+    host = hardware.describe_machine(referee.host.device)
+    host["sandbox"] = referee.host.sandbox.level
+    ledger.start_session(config, branch.name, baseline, host, branch.read(baseline))
 
 
 def train_once(
-    workspace: Workspace, config: Config, source: str, seed: int, watch: Watch = never_stop
+    workspace: Workspace,
+    config: Config,
+    source: str,
+    *,
+    commit: str,
+    description: str,
+    seed: int,
+    watch: Watch = never_stop,
 ) -> Measurement:
-    """One audited run of `source`, written down as a run of no trial."""
-    with Ledger.open(workspace.ledger_path) as ledger, open_referee(workspace, config) as referee:
+    """One audited run of `source`, written down as a run of no trial; its weights are saved.
+
+    `commit` is the commit that holds the source, or a text that is none where nothing does.
+    """
+    branch = Branch(workspace.repository, config.session.tag)
+    with (
+        Ledger.open(workspace.ledger_path) as ledger,
+        open_referee(workspace, config) as referee,
+    ):
+        if not ledger.history(branch.name).sessions:
+            _start(ledger, config, branch, referee)
+            ledger.stop_session("a single run")
         run_id = ledger.history().next_run_id
         spec = RunSpec(
             run_id=run_id,
             source=source,
-            commit=workspace.repository.head(),
+            commit=commit,
             purpose=Purpose.TRAIN,
             seed=seed,
-            artifacts=workspace.trials_folder / f"{run_id:06d}",
+            artifacts=workspace.runs_folder / f"{run_id:06d}",
             is_audited=True,
         )
         measurement = referee.run(spec, watch)
         if referee.has_weights(run_id):
             referee.save_weights(run_id, spec.artifacts / "weights.safetensors")
         ledger.record_run(measurement, None)
+        ledger.note("train", f"run {run_id}: {description}")
         return measurement
 
 
-def sample(workspace: Workspace, config: Config, prompt: str, count: int, temperature: float, seed: int) -> str:
+def sample(
+    workspace: Workspace, config: Config, prompt: str, count: int, temperature: float, seed: int
+) -> str:
     """Text that the champion goes on with after `prompt`, computed behind the walls that scoring uses.
 
     Raises:
@@ -133,8 +163,9 @@ def sample(workspace: Workspace, config: Config, prompt: str, count: int, temper
             artifacts=folder,
         )
         weights = weights_from(folder / "weights.safetensors")
-        tokens = [dataset.bos, *dataset.encode(prompt)]
-        return dataset.decode(referee.generate(spec, weights, tokens, count, temperature))
+        tokenizer = dataset.load_tokenizer()
+        tokens = [dataset.bos, *map(int, tokenizer.encode(prompt))]
+        return tokenizer.decode(referee.generate(spec, weights, tokens, count, temperature))
 
 
 def champion_artifacts(workspace: Workspace) -> Path:
@@ -146,9 +177,8 @@ def champion_artifacts(workspace: Workspace) -> Path:
     with Ledger.read(workspace.ledger_path) as ledger:
         history = ledger.history()
     for run in reversed(history.runs):
-        folder = workspace.trials_folder / run.artifacts
-        is_ours = run.commit == history.champion or run.purpose is Purpose.TRAIN
-        if is_ours and (folder / "weights.safetensors").is_file():
+        folder = workspace.runs_folder / run.artifacts
+        if run.commit == history.champion and (folder / "weights.safetensors").is_file():
             return folder
     raise UserError(
         "no run of the champion has its weights on disk (only kept trials keep them); "
@@ -158,7 +188,7 @@ def champion_artifacts(workspace: Workspace) -> Path:
 
 def collect_garbage(workspace: Workspace, config: Config) -> int:
     """Remove the oldest weights beyond the disk cap, never the champion's; the bytes freed."""
-    folders = sorted(workspace.trials_folder.glob("*/weights.safetensors"))
+    folders = sorted(workspace.runs_folder.glob("*/weights.safetensors"))
     spared = set()
     if folders:
         try:

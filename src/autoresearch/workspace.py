@@ -79,7 +79,7 @@ class Workspace:
         return self.state_folder / "ledger.sqlite"
 
     @property
-    def trials_folder(self) -> Path:
+    def runs_folder(self) -> Path:
         """A folder of artifacts for every run."""
         return self.state_folder / "runs"
 

@@ -61,7 +61,8 @@ def descriptors():
     return found
 
 def memory_files():
-    return ",".join(sorted(f[7:].split(" ")[0] for f in descriptors() if f.startswith("/memfd:")))
+    names = {f[7:].split(" ")[0] for f in descriptors() if f.startswith("/memfd:")}
+    return ",".join(sorted(names))
 """
 
 
@@ -176,7 +177,7 @@ def test_invariant_03_training_tokens_cannot_be_changed(lab: Lab) -> None:
         attempts = {
             "write": lambda: os.pwrite(fd, b"x", 0),
             "cut": lambda: os.ftruncate(fd, 0),
-            "map": lambda: mmap.mmap(fd, 4096),
+            "map": lambda: mmap.mmap(fd, 0),
             "reopen": lambda: os.write(os.open(path, os.O_RDWR), b"x"),
             "truncate": lambda: open(path, "wb").close(),
         }
@@ -540,7 +541,8 @@ def test_invariant_08_scoring_text_is_in_no_visible_file(tmp_path: Path) -> None
     )
     names = ("py", "py[ciwx]", "txt", "rst", "html")
     included = " ".join(f"--include='*.{name}'" for name in names)
-    command = f"grep -raoHF -D skip -f /needles --exclude-dir=proc {included} / 2> /tmp/errors"
+    grep = f"grep -raoHF -D skip -f /needles {included}"
+    command = f"{grep} /usr > /tmp/usr & {grep} --exclude-dir=proc --exclude-dir=usr /; wait; cat /tmp/usr"
     tree = open_sandbox("auto").spawn(
         ["/bin/sh", "-c", command],
         walls,
@@ -548,7 +550,7 @@ def test_invariant_08_scoring_text_is_in_no_visible_file(tmp_path: Path) -> None
         pass_fds=(),
         output_cap_bytes=1 << 20,
     )
-    assert tree.wait(170) in (0, 2)
+    assert tree.wait(170) == 0
     tree.kill()
     found: dict[str, set[str]] = {}
     for line in tree.output.text().splitlines():

@@ -58,6 +58,10 @@ FROZEN = {
 class Branch:
     """Stands in for the workspace's repository."""
 
+    def head(self) -> str:
+        """Some commit."""
+        return "1" * 40
+
     def read(self, commit: str, path: str) -> str:
         """Some source."""
         return f"# {path} of {commit[:7]}\n"

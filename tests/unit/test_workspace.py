@@ -240,7 +240,7 @@ def test_paths_stay_inside_the_ignored_folder(tmp_path: Path) -> None:
     made = init(tmp_path / "space", "demo")
     for path in (
         made.ledger_path,
-        made.trials_folder / "1",
+        made.runs_folder / "1",
         made.cache_folder / "x",
         made.lock_path,
     ):

@@ -84,7 +84,7 @@ def show(trial: TrialName, workspace: Where = None, as_json: AsJson = False) -> 
     if as_json:
         options.print_json(to_json(found))
     else:
-        print_trial(options.console(), found, opened.trials_folder)
+        print_trial(options.console(), found, opened.runs_folder)
 
 
 def diff(trial: TrialName, workspace: Where = None, as_json: AsJson = False) -> None:
@@ -132,7 +132,7 @@ def export(
     opened = options.open_at(workspace)
     found = find_trial(options.read_history(opened)[0], trial)
     source = opened.repository.read(found.commit, "train.py")
-    paths = export_trial(opened.trials_folder, found, source, folder)
+    paths = export_trial(opened.runs_folder, found, source, folder)
     if as_json:
         options.print_json({"trial": found.trial_id, "files": paths})
         return

@@ -225,10 +225,16 @@ def train(
         raise UserError(
             f"could not read {opened.train_path}: {error}; restore it: `git checkout train.py`"
         ) from error
-    _finish_run(opened, _run_once(opened, source, seed, message), as_json=as_json)
+    head = opened.repository.head()
+    is_committed = source == opened.repository.read(head, "train.py")
+    commit = head if is_committed else f"{head[:12]} with changes"
+    measurement = _run_once(opened, source, commit, seed, message or "train.py as it is")
+    _finish_run(opened, measurement, as_json=as_json)
 
 
-def _run_once(workspace: Workspace, source: str, seed: int | None, label: str) -> Measurement:
+def _run_once(
+    workspace: Workspace, source: str, commit: str, seed: int | None, label: str
+) -> Measurement:
     """One run, with a progress line on standard error."""
     from autoresearch.assemble import train_once
     from autoresearch.values.records import Purpose
@@ -237,7 +243,15 @@ def _run_once(workspace: Workspace, source: str, seed: int | None, label: str) -
     with LiveView(options.console(to_stderr=True), workspace.config) as view:
         view.run_started(Purpose.TRAIN, label)
         fresh = secrets.randbits(31) if seed is None else seed
-        return train_once(workspace, workspace.config, source, fresh, view.watch)
+        return train_once(
+            workspace,
+            workspace.config,
+            source,
+            commit=commit,
+            description=label,
+            seed=fresh,
+            watch=view.watch,
+        )
 
 
 def _finish_run(workspace: Workspace, measurement: Measurement, *, as_json: bool) -> None:
@@ -247,7 +261,7 @@ def _finish_run(workspace: Workspace, measurement: Measurement, *, as_json: bool
     if as_json:
         options.print_json(to_json(measurement))
     else:
-        print_run(options.console(), measurement, workspace.trials_folder)
+        print_run(options.console(), measurement, workspace.runs_folder)
     if not measurement.is_scored:
         raise typer.Exit(1)
 
@@ -272,13 +286,13 @@ def replay(
     source = opened.repository.read(found.commit, "train.py")
     budget = found.runs[-1].budget_s if found.runs else None  # scores compare at one budget only
     same = options.change(opened, options.given(trial={"budget_s": budget}))
-    measurement = _run_once(same, source, seed, f"replay of trial {found.trial_id}")
+    measurement = _run_once(same, source, found.commit, seed, f"replay of trial {found.trial_id}")
     comparison = compare_runs(found, measurement)
     if as_json:
         facts = {"trial": found.trial_id, "comparison": comparison, "run": to_json(measurement)}
         options.print_json(facts)
     else:
-        print_run(options.console(), measurement, opened.trials_folder)
+        print_run(options.console(), measurement, opened.runs_folder)
         options.console().print(f"\n{comparison}", soft_wrap=True)
     if not measurement.is_scored:
         raise typer.Exit(1)

@@ -108,6 +108,7 @@ def open_scorer(env: dict[str, str]) -> Peer:
             env={**os.environ, **_python_env(), **env},
             pass_fds=[theirs.fileno()],
             output_cap_bytes=1 << 16,
+            is_expendable=False,
         )
     finally:
         theirs.close()

@@ -67,6 +67,7 @@ class ProcessTree:
     def __init__(self, popen: subprocess.Popen[bytes], marker: str, output: CappedOutput) -> None:
         self._popen = popen
         self._marker = marker
+        self._wrapper = _wrapper_name(popen.args)
         self.output = output
         self._seen: dict[int, psutil.Process] = {}
         self._reader: threading.Thread | None = None
@@ -82,11 +83,6 @@ class ProcessTree:
     def exit_code(self) -> int | None:
         """None while the first process lives; negative: the signal that ended it."""
         return self._popen.poll()
-
-    def wait(self, timeout_s: float) -> None:
-        """Wait until the first process ends, `timeout_s` seconds at most."""
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self._popen.wait(timeout=timeout_s)
 
     def wait(self, timeout_s: float) -> int | None:
         """The exit code of the first process, waiting for it; None where it still lives."""
@@ -138,11 +134,19 @@ class ProcessTree:
         return survivors
 
     def _bury(self) -> None:
-        """Take the exit codes of orphans that became our children, or they stay as zombies for as long as we live."""
-        for pid in self._seen:
-            if pid != self.pid:
-                with contextlib.suppress(OSError):
-                    os.waitpid(pid, os.WNOHANG)
+        """Take the exit codes of orphans that became our children, or they stay as zombies for as long as we live.
+
+        Nobody may have seen the inner process of a wrapper (bwrap) before it was an orphan, and a zombie shows no
+        marker, but its name. At worst this takes the exit code of another tree's wrapper that has just died.
+        """
+        dead = set(self._seen)
+        for process in psutil.Process().children() if self._wrapper else []:
+            with contextlib.suppress(psutil.Error):
+                if process.name() == self._wrapper and process.status() == psutil.STATUS_ZOMBIE:
+                    dead.add(process.pid)
+        for pid in dead - {self.pid}:
+            with contextlib.suppress(OSError):
+                os.waitpid(pid, os.WNOHANG)
 
     def _orphans(self) -> list[psutil.Process]:
         """Processes that carry our marker but hang on somebody else by now."""
@@ -162,6 +166,7 @@ def spawn(
     cwd: Path | None = None,
     pass_fds: Sequence[int] = (),
     output_cap_bytes: int = 0,
+    is_expendable: bool = True,
 ) -> ProcessTree:
     """Start `argv` in a session of its own, without standard input.
 
@@ -169,6 +174,7 @@ def spawn(
         env: the whole environment; a marker is added.
         pass_fds: descriptors that the child inherits under the same numbers; all others are closed.
         output_cap_bytes: how much of its output to keep; 0 drops all of it.
+        is_expendable: whether the kernel shall take it first when memory runs out.
 
     Raises:
         OSError: the program cannot be started.
@@ -184,7 +190,8 @@ def spawn(
         stderr=subprocess.STDOUT if output_cap_bytes else subprocess.DEVNULL,
         start_new_session=True,
     )
-    _sacrifice_first(popen.pid)
+    if is_expendable:
+        _sacrifice_first(popen.pid)
     return ProcessTree(popen, marker, CappedOutput(output_cap_bytes))
 
 
@@ -213,6 +220,12 @@ def _sacrifice_first(pid: int) -> None:
     """When memory runs out, the kernel shall take a candidate, not the session."""
     with contextlib.suppress(OSError):
         Path(f"/proc/{pid}/oom_score_adj").write_text("1000")
+
+
+def _wrapper_name(argv: object) -> str:
+    """The program's name where it is not Python itself, else ""."""
+    program = argv[0] if isinstance(argv, list) else ""
+    return "" if program == sys.executable else Path(program).name
 
 
 def _is_living(process: psutil.Process) -> bool:
