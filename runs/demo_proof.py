@@ -21,6 +21,7 @@ from pathlib import Path
 
 from autoresearch.assemble import open_referee
 from autoresearch.referee.host import RunSpec
+from autoresearch.search.history import History
 from autoresearch.search.ledger import Ledger
 from autoresearch.values.records import Purpose
 from autoresearch.workspace import open_workspace
@@ -61,7 +62,14 @@ def compare(folder: Path) -> dict[str, object]:
         "trials": len(history.trials),
         "runs": len(history.runs),
         "kept": len(history.crowns),
+        "change": describe(history),
     }
+
+
+def describe(history: History) -> str:
+    """What the kept trials changed."""
+    crowned = {crown.commit for crown in history.crowns}
+    return "; ".join(trial.description for trial in history.trials if trial.commit in crowned)
 
 
 def main() -> None:
@@ -80,6 +88,8 @@ def main() -> None:
         seconds = time.monotonic() - began
         if done.returncode:
             raise SystemExit(f"try {number}: the demo failed with {done.returncode}:\n{done.stdout}\n{done.stderr}")
+        if done.stdout:
+            (folder / "demo.log").write_text(done.stdout)
         result = {"try": number, "demo_s": round(seconds, 1), **compare(folder)}
         results.append(result)
         print(json.dumps(result), flush=True)

@@ -29,6 +29,7 @@ import sys
 import time
 import tomllib
 import traceback
+import warnings
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -55,7 +56,7 @@ def say(*words: object) -> None:
     print(*words, flush=True)
 
 
-def median_ms(function: Callable[[], object], budget_ms: float = 150.0) -> float:
+def median_ms(function: Callable[[], object], budget_ms: float = 60.0) -> float:
     """Median time by CUDA events, after warm-up."""
     function()
     function()
@@ -79,7 +80,7 @@ def attempt(what: str, function: Callable[[], object]) -> object:
     except Exception as error:  # noqa: BLE001 - the next section must run
         lines = traceback.format_exc().strip().splitlines()
         say(f"FAILED {what}: {type(error).__name__}: {str(error)[:600]}")
-        say("   ", " | ".join(line.strip() for line in lines[-7:-1])[:500])
+        say("   ", " | ".join(line.strip() for line in lines[-5:-1])[:300])
         return None
     finally:
         gc.collect()
@@ -138,6 +139,7 @@ def section_check() -> None:
     """Every operator on fresh random inputs and odd shapes."""
     torch.manual_seed(time.time_ns() % 2**31)
     attempt("attention", check_attention)
+    attempt("split heads", check_split_heads)
     attempt("head loss", check_head_loss)
     for backend in ("quack", "triton"):
         attempt(f"mlp {backend}", lambda backend=backend: check_mlp(backend))
@@ -158,18 +160,19 @@ def attention_rungs(context: int, windows: list[int]) -> dict[str, Callable[[], 
 
 
 def check_attention() -> None:
-    """Rungs with and without a window, with shared key/value heads, compiled for FA4."""
+    """The two best rungs with and without a window, compiled for FA4; tests/gpu has all cases."""
     from autoresearch.inside.ops.attention import attend_twin
 
-    for T, H, G, D in ((512, 4, 4, 128), (384, 6, 2, 64)):
-        windows = [T, 100]
+    for T, H, G, D, names in ((512, 4, 4, 128, ("fa4",)), (384, 6, 2, 64, ("fa4", "flex"))):
+        windows = [T, 100] if G == H else [100]
         rungs = attention_rungs(T, windows)
-        for name, make in rungs.items():
+        for name in names:
+            make = rungs[name]
 
             def one(name: str = name, make: Any = make, T=T, H=H, G=G, D=D, ws=windows) -> None:
                 attend = make()
                 variants = {"": attend}
-                if name == "fa4":
+                if name == "fa4" and len(ws) > 1:
                     variants[" compiled"] = torch.compile(attend, dynamic=False, fullgraph=True)
                 for window in ws:
                     for label, function in variants.items():
@@ -186,6 +189,29 @@ def check_attention() -> None:
                         check(f"{name}{label} T{T} H{H} G{G} D{D} w{window}", pairs, 1e-2)
 
             attempt(f"attention {name}", one)
+
+
+def check_split_heads() -> None:
+    """Queries, keys, values and all gradients, with and without a value embedding; compiled too."""
+    from autoresearch.inside.ops import rotary
+
+    compiled = torch.compile(rotary.split_heads, dynamic=False, fullgraph=True)
+    for B, T, H, G, D, has_value in ((3, 333, 4, 4, 128, True), (2, 500, 6, 2, 64, False)):
+        angles = torch.randn(T, 1, D // 2, device=CUDA)
+        turns = [angles.cos().bfloat16(), angles.sin().bfloat16()]
+        shapes = ((B, T, (H + 2 * G) * D), (B, T, G), (B, T, G * D))
+        inputs = [normal(*shape) for shape in shapes[: 3 if has_value else 1]]
+        exact, empty = doubled(*inputs), [] if has_value else [None, None]
+        arguments = (inputs[0], *turns, H, *inputs[1:], *empty, 1.2)
+        doubles = (t.double() for t in turns)
+        wanted = rotary.split_heads_twin(exact[0], *doubles, H, *exact[1:], *empty, 1.2)
+        grads = [normal(*out.shape) for out in wanted]
+        goals = torch.autograd.grad(wanted, exact, [g.double() for g in grads])
+        for label, function in (("", rotary.split_heads), (" compiled", compiled)):
+            outs = function(*arguments)
+            got = torch.autograd.grad(outs, inputs, grads)
+            name = f"split heads{label} T{T} H{H} G{G} D{D}{' value' if has_value else ''}"
+            check(name, list(zip((*outs, *got), (*wanted, *goals), strict=True)), 1e-2)
 
 
 def check_head_loss() -> None:
@@ -396,19 +422,22 @@ def time_head_loss() -> None:
     part = 2**16
     logits = torch.randn(part, V, device=CUDA, dtype=torch.bfloat16)
     losses = torch.empty(part, device=CUDA)
-    for options in (
-        {"num_warps": 8},
-        {"num_warps": 16},
-        {"num_warps": 16, "maxnreg": 64},
-        {"num_warps": 32, "maxnreg": 32},
+    processors = torch.cuda.get_device_properties(0).multi_processor_count
+    for programs, warps, registers, is_fast in (
+        (2, 16, 64, True),  # what softcap_ce.py launches
+        (2, 16, 64, False),
+        (2, 8, 128, True),
+        (1, 32, 64, True),
+        (4, 8, 64, True),
     ):
 
-        def launch(options: Any = options) -> None:
-            kernels.softcap_ce[(part,)](
-                logits, targets, losses, V, V, 15.0, 1e-5, BLOCK_V=V, **options
-            )
+        def launch(programs=programs, warps=warps, registers=registers, is_fast=is_fast) -> None:
+            kernels.softcap_ce[(programs * processors,)](
+                logits, targets, losses, V, part, V, 15.0, 1e-5, BLOCK_V=V,
+                IS_FAST=is_fast, num_warps=warps, maxnreg=registers,
+            )  # fmt: skip
 
-        label = f"softcap_ce, 65536 rows, {options}"
+        label = f"softcap_ce 65536 rows {programs}x{warps} r{registers} {'tanh' if is_fast else ''}"
         attempt(label, lambda n=label, f=launch: row(n, median_ms(f), 0, 4 * part * V))
     train = load_train({})
     plain = torch.compile(train.head_loss, dynamic=False)
@@ -479,21 +508,30 @@ def time_segment_sum(tokens: torch.Tensor, grad: torch.Tensor, vocab: int) -> No
 
 
 def time_rotary() -> None:
-    """Rotation and norm of queries and keys, compiled."""
-    N, T, H, D = 128, 2048, 4, 128
-    train = load_train({})
-    function = torch.compile(train.rotate_norm, dynamic=False)
-    x, grad = normal(N, T, H, D), normal(N, T, H, D)
+    """Queries, keys and values from their product: the kernels, and train.py's own compiled."""
+    from autoresearch.inside.ops import rotary
+
+    plain = torch.compile(load_train({}).split_heads, dynamic=False)
+    fast = lambda *given: rotary.split_heads(*given, gain=1.0)  # noqa: E731
+    for name, function in (("triton", fast), ("compiled", plain)):
+        for has_value in (True, False):
+            label = f"split heads {name}{' value' if has_value else ''}"
+            attempt(label, lambda n=label, f=function, v=has_value: time_split_heads(n, f, v))
+
+
+def time_split_heads(name: str, function: Callable[..., Any], has_value: bool) -> None:
+    """One way to do it, with a value embedding or without."""
+    B, T, H, D = 128, 2048, 4, 128
+    qkv, unit = normal(B, T, 3 * H * D), 2 * B * T * H * D
+    extra = (normal(B, T, H), normal(B, T, H * D)) if has_value else (None, None)
+    inputs = [t for t in (qkv, *extra) if t is not None]
     cos, sin = (torch.randn(T, 1, D // 2, device=CUDA, dtype=torch.bfloat16) for _ in range(2))
+    grads = [normal(B, T, H, D) for _ in range(3)]
+    forward = lambda: function(qkv, cos, sin, H, *extra)  # noqa: E731
     with torch.no_grad():
-        row(
-            "rotate_norm compiled forward",
-            median_ms(lambda: function(x, cos, sin)),
-            0,
-            4 * x.numel(),
-        )
-    both = forward_backward(lambda: function(x, cos, sin), (x,), grad)
-    row("rotate_norm compiled both", median_ms(both), 0, 10 * x.numel())
+        row(f"{name} forward", median_ms(forward), 0, (6 + has_value) * unit)
+    both = lambda: torch.autograd.grad(forward(), inputs, grads)  # noqa: E731
+    row(f"{name} both", median_ms(both), 0, (14 + 3 * has_value) * unit)
 
 
 def time_polar() -> None:
@@ -611,6 +649,7 @@ class Run:
 
 
 KINDS = (
+    ("split heads", r"split_heads"),
     ("attention", r"flash|fmha|FlashAttention|sdpa|flex"),
     ("softcap CE", r"softcap_ce"),
     ("embedding gradient", r"segment_sum|embedding|radix|[sS]ort|indexing_backward"),
@@ -748,6 +787,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     given = parser.parse_args()
     pairs = (word.split("=", 1) for word in given.set)
+    warnings.filterwarnings("ignore")  # of the DSLs, at every compilation
     given.set = {name: ast.literal_eval(value) for name, value in pairs}
     sections = {"env": section_env, "check": section_check}
     sections |= {"time": section_time, "tune": section_tune}

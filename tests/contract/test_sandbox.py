@@ -1,4 +1,4 @@
-"""What every sandbox level promises, and what only walls can: one suite over every level that works here."""
+"""What every sandbox level promises, and what only walls can: one suite over all that work here."""
 
 from __future__ import annotations
 
@@ -154,13 +154,10 @@ def test_a_program_that_is_missing_is_an_error_or_an_exit(sandbox: Sandbox) -> N
         tree = sandbox.spawn(
             ["/no-such-program"], Walls(), env={}, pass_fds=(), output_cap_bytes=4096
         )
-    except SandboxUnavailable as error:
-        assert "no-such-program" in str(error)
-    else:
-        while tree.exit_code() is None:
-            time.sleep(0.005)
-        assert tree.exit_code() != 0
-        tree.kill()
+    except SandboxUnavailable:
+        return
+    assert tree.wait(GONE_IN_S) not in (0, None)
+    tree.kill()
 
 
 def test_files_outside_do_not_exist(walled: Sandbox, tmp_path: Path) -> None:
@@ -316,7 +313,8 @@ def test_it_ends_with_whoever_started_it(walled: Sandbox) -> None:
 import sys, time
 from autoresearch.system.sandbox import Walls, open_sandbox
 tree = open_sandbox({walled.level!r}).spawn(
-    [sys.executable, "-S", "-c", "MARKER='{marker}'; print('up', flush=True); import time; time.sleep(60)"],
+    [sys.executable, "-S", "-c",
+     "MARKER='{marker}'; print('up', flush=True); import time; time.sleep(60)"],
     Walls(), env={{}}, pass_fds=(), output_cap_bytes=4096)
 while "up" not in tree.output.text():
     time.sleep(0.005)
@@ -410,7 +408,7 @@ def test_a_card_is_bound_alone(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_paths_from_outside_packages_are_bound(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """PYTHONPATH and the interpreter's folders are readable, outermost once, links by their names."""
+    """PYTHONPATH and the interpreter's folders are readable, outermost ones, links by name."""
     (tmp_path / "real" / "inner").mkdir(parents=True)
     (tmp_path / "link").symlink_to(tmp_path / "real")
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path / 'real'}:{tmp_path / 'real' / 'inner'}:")

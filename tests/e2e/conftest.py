@@ -1,4 +1,4 @@
-"""The lab of the end-to-end tests: one referee with a real scorer for each module, candidates without torch."""
+"""The lab of the end-to-end tests: a referee with a real scorer, candidates without torch."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "stubs"))
 
-from lab import Lab, small_config  # noqa: E402  the line above makes it importable
+from lab import Lab, small_config
 
 
 @pytest.fixture(scope="module")

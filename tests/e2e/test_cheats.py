@@ -1,7 +1,7 @@
-"""Candidates with real torch that try for a better score without a better model: pytest tests/e2e/test_cheats.py
+"""Candidates with real torch that try for a better score without a better model.
 
-Each differs from an honest table of token pairs in its `forward` alone. Faster ones, without torch, are in
-test_invariants.py.
+Each differs from an honest table of token pairs in its `forward` alone. Faster ones, without
+torch, are in test_invariants.py.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ FORWARD = "        return self.table(tokens)\n"
 
 @pytest.fixture(scope="module")
 def torch_lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
-    """A referee whose candidates are the real harness; a minute of budget, of which they use little."""
+    """A referee with the real harness; a minute of budget, of which the candidates use little."""
     folder = tmp_path_factory.mktemp("torch")
     lab = Lab(folder, is_stub=False, dataset=make_dataset(folder / "data"))
     lab.host.config = small_config(budget_s=60.0)
@@ -43,7 +43,7 @@ def cheat(forward: str) -> str:
 
 
 def test_the_honest_one_learns_something(honest: Measurement) -> None:
-    """Well under a uniform guess, through candidate, hand-over, presenter and scorer of the product."""
+    """Well under a uniform guess, through the product's candidate, presenter and scorer."""
     assert honest.val_bpb is not None
     assert honest.val_bpb < 2.0
     assert honest.weight_bytes > 4 * 300 * 300
@@ -81,7 +81,7 @@ return logits
 
 @pytest.mark.parametrize("change", ["+ 1e9", "+ 100.0 * tokens[..., None].sin()"])
 def test_unnormalised_logits_gain_nothing(torch_lab: Lab, honest: Measurement, change: str) -> None:
-    """An offset is taken off; one so large that float32 forgets the rest costs all that was known."""
+    """An offset is taken off; where float32 forgets the rest beside it, all knowledge is lost."""
     measurement = torch_lab.run(cheat(f"return self.table(tokens) {change}"))
     assert measurement.outcome is Outcome.SCORED, measurement.reason
     assert measurement.val_bpb is not None

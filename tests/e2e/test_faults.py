@@ -1,7 +1,9 @@
-"""Candidates that fail in every way, each through a whole run: an outcome, a reason, and nobody left behind."""
+"""Candidates that fail in every way, each through a whole run: outcome, reason, nobody left."""
 
 from __future__ import annotations
 
+import os
+import signal
 import time
 from pathlib import Path
 
@@ -11,7 +13,8 @@ from lab import HONEST, Lab, stub
 
 from autoresearch.referee import scoring as scoring_module
 from autoresearch.system.clock import SystemClock
-from autoresearch.values.errors import AutoresearchError
+from autoresearch.system.procs import ProcessTree
+from autoresearch.values.errors import AutoresearchError, SandboxUnavailable
 from autoresearch.values.records import Measurement, Outcome, Purpose
 
 
@@ -212,7 +215,7 @@ def test_nan_weights_have_no_score(lab: Lab) -> None:
     ],
 )
 def test_a_presenter_that_fails_is_a_crash(lab: Lab, model: str, top: str, words: str) -> None:
-    """It dies while the scorer waits, raises, answers nonsense; the scorer goes on with the next."""
+    """It dies while the scorer waits, raises, answers nonsense; the scorer goes on."""
     if "build_model" in words:
         top = top.replace("sys.argv", "sys.orig_argv")
     failed(lab.run(stub(model=model, top=top)), Outcome.CRASH, words)
@@ -246,7 +249,7 @@ def test_a_flood_of_messages_is_a_crash(lab: Lab) -> None:
 
 
 def test_telemetry_is_bounded(lab: Lab) -> None:
-    """A row in the ledger stays small, whatever a candidate reports, and holds plain values only."""
+    """A row in the ledger stays small and plain, whatever a candidate reports."""
     main = """
         run.start()
         for i in range(20):
@@ -323,7 +326,8 @@ def test_a_clock_that_jumps_disturbs_the_run(lab: Lab, monkeypatch: pytest.Monke
     """Its score would be worth nothing: it is neither kept nor held against the candidate."""
     clock = JumpingClock()
     monkeypatch.setattr(lab.host, "clock", clock)
-    main = "import time\nrun.start()\nrun.report(go=1)\ntime.sleep(0.3)\nrun.submit(Unigram.train(run))"
+    main = "import time\nrun.start()\nrun.report(go=1)\ntime.sleep(0.3)\n"
+    main += "run.submit(Unigram.train(run))"
 
     def jump(elapsed_s: float, telemetry: dict[str, object]) -> str:
         clock.jumps_at = time.monotonic() + 0.05
@@ -386,3 +390,42 @@ def test_a_run_says_what_it_was_made_for(lab: Lab) -> None:
     measurement = lab.run(HONEST, purpose=Purpose.CHAMPION, seed=77, commit="f" * 40)
     assert (measurement.purpose, measurement.seed) == (Purpose.CHAMPION, 77)
     assert measurement.commit == "f" * 40
+
+
+def test_a_presenter_that_cannot_be_started_leaves_no_candidate(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Our own trouble is an error, and what was started before it is ended."""
+    real = lab.host.spawn
+
+    def spawn(role: str, *rest: object) -> object:
+        if role == "presenter":
+            raise SandboxUnavailable("no more namespaces")
+        return real(role, *rest)
+
+    monkeypatch.setattr(type(lab.host), "spawn", lambda self, *args: spawn(*args))
+    with pytest.raises(SandboxUnavailable):
+        lab.run(HONEST)
+    assert own_processes() == set()
+
+
+def test_a_survivor_of_the_kill_ends_the_session(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing measured beside a process that cannot be killed could be believed."""
+    real = ProcessTree.kill
+    monkeypatch.setattr(ProcessTree, "kill", lambda self: [*real(self), 99_999])
+    with pytest.raises(AutoresearchError, match=r"\[99999\] of the candidate survived"):
+        lab.run(stub(main="1 / 0"))
+    monkeypatch.undo()
+    assert lab.run(HONEST).outcome is Outcome.SCORED
+
+
+def test_a_scorer_that_hangs_is_replaced(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The run is made again; the candidate is not to blame."""
+    lab.run(HONEST)
+    scorer = lab.referee.scoring._scorer
+    assert scorer is not None
+    os.kill(scorer.tree.pid, signal.SIGSTOP)
+    monkeypatch.setattr(scoring_module, "LOAD_LIMIT_S", 0.5)
+    failed(lab.run(HONEST), Outcome.DISTURBED, "did not answer")
+    monkeypatch.undo()
+    assert lab.run(HONEST).outcome is Outcome.SCORED

@@ -1,6 +1,7 @@
-"""The twelve invariants of the trust seam (ARCHITECTURE.md), each attacked at least once through a whole run.
+"""The twelve invariants of the trust seam (ARCHITECTURE.md), each attacked through whole runs.
 
-What a candidate finds out is brought back as telemetry: `run.report(found=...)` ends in `measurement.reported`.
+What a candidate finds out is brought back as telemetry: `run.report(found=...)` ends in
+`measurement.reported`.
 """
 
 from __future__ import annotations
@@ -77,7 +78,7 @@ def scored(measurement: Measurement) -> Measurement:
 
 @walled
 def test_invariant_01_candidates_hold_nothing_of_ours(lab: Lab) -> None:
-    """Another process, that sees neither ours nor any descriptor but channel, output and weights."""
+    """Another process, that sees neither ours nor descriptors but channel, output and weights."""
     main = """
         known = ("/dev/null", "/memfd:", "/proc/")
         run.start()
@@ -542,7 +543,8 @@ def test_invariant_08_scoring_text_is_in_no_visible_file(tmp_path: Path) -> None
     names = ("py", "py[ciwx]", "txt", "rst", "html")
     included = " ".join(f"--include='*.{name}'" for name in names)
     grep = f"grep -raoHF -D skip -f /needles {included}"
-    command = f"{grep} /usr > /tmp/usr & {grep} --exclude-dir=proc --exclude-dir=usr /; wait; cat /tmp/usr"
+    rest = f"{grep} --exclude-dir=proc --exclude-dir=usr /"
+    command = f"{grep} /usr > /tmp/usr & {rest}; wait; cat /tmp/usr"
     tree = open_sandbox("auto").spawn(
         ["/bin/sh", "-c", command],
         walls,

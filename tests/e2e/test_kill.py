@@ -1,4 +1,4 @@
-"""kill -9 at any moment, of anybody: nothing finished is lost, nobody is left, the next session goes on."""
+"""kill -9 at any moment, of anybody: nothing finished is lost, nobody is left, it goes on."""
 
 from __future__ import annotations
 
@@ -17,7 +17,10 @@ import psutil
 import pytest
 from lab import HONEST, STUBS, Lab, stub
 
+from autoresearch.referee import scoring
+from autoresearch.referee.trial import Referee
 from autoresearch.search.ledger import Event, Ledger
+from autoresearch.search.researchers.scripted import ScriptedEdit, ScriptedResearcher
 from autoresearch.system.git import Repository
 from autoresearch.values.records import Measurement, Outcome, Verdict
 
@@ -49,9 +52,9 @@ def living(folder: Path) -> list[str]:
     found = []
     for process in psutil.process_iter(["cmdline", "status", "pid"]):
         words = " ".join(process.info["cmdline"] or [])
-        if process.info["pid"] != os.getpid() and process.info["status"] != psutil.STATUS_ZOMBIE:
-            if str(folder) in words or "stubscorer" in words or "stubinside" in words:
-                found.append(words[:200])
+        is_dead = process.info["status"] == psutil.STATUS_ZOMBIE
+        if str(folder) in words and process.info["pid"] != os.getpid() and not is_dead:
+            found.append(words[:200])
     return found
 
 
@@ -107,7 +110,7 @@ def check_the_end(folder: Path, num_trials: int) -> None:
 
 @pytest.mark.timeout(150)
 def test_a_session_killed_again_and_again_comes_to_its_end(tmp_path: Path) -> None:
-    """At random moments; after every death the record is whole, longer or equal, and nobody lives on."""
+    """At random moments; after every death the record is whole and only grew, nobody lives on."""
     rng = random.Random(os.urandom(8))
     known: list[Event] = []
     for moment in [0.4, *(rng.uniform(0.6, 2.5) for _ in range(5))]:
@@ -240,7 +243,7 @@ def score_without(lab: Lab, delay_s: float) -> Measurement:
 
 @pytest.mark.parametrize("delay_s", [0.1, 1.2])
 def test_a_killed_scorer_disturbs_the_run_and_is_replaced(lab: Lab, delay_s: float) -> None:
-    """It is not the candidate's fault: while it trains or while it is scored, the run is made again."""
+    """It is not the candidate's fault, while it trains or while it is scored."""
     assert lab.run(HONEST).outcome is Outcome.SCORED
     measurement = score_without(lab, delay_s)
     assert measurement.outcome is Outcome.DISTURBED, measurement
@@ -258,3 +261,33 @@ def test_an_audit_whose_first_presentation_died_with_the_scorer_is_disturbed(lab
     with pytest.raises(TrialFailed) as failure:
         lab.referee.audit(measurement.run_id)
     assert failure.value.outcome is Outcome.DISTURBED
+    assert not lab.referee.has_weights(measurement.run_id)
+
+
+def test_a_scorer_that_dies_before_the_audit_costs_one_more_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is kept was audited all the same; the session goes on."""
+    import drive
+
+    audited = []
+    real = Referee.audit
+
+    def audit(self: Referee, run_id: int) -> dict[str, object]:
+        audited.append(run_id)
+        if len(audited) == 1:
+            self.scoring.close()
+        return real(self, run_id)
+
+    better = [ScriptedEdit(constants={"GAIN": 1.0})]
+    monkeypatch.setattr(drive, "RandomResearcher", lambda seed: ScriptedResearcher(better))
+    monkeypatch.setattr(Referee, "audit", audit)
+    monkeypatch.setattr(scoring, "open_scorer", scoring.open_scorer)  # put back what main() sets
+    monkeypatch.setattr(sys, "argv", ["drive.py", str(tmp_path), "1"])
+    drive.main()
+    with Ledger.read(tmp_path / "ledger.sqlite") as ledger:
+        (trial,) = ledger.history().trials
+    assert trial.decision is not None
+    assert trial.decision.verdict is Verdict.KEEP
+    assert [run.was_audited for run in trial.runs][-1]
+    assert len(trial.runs) == 2

@@ -49,12 +49,14 @@ class FakeReferee:
         self.audit_failure: TrialFailed | None = None
         self.outcomes: list[Outcome] = []  # of the next runs, whatever their source says
         self.forgotten: set[int] = set()
+        self.reported: dict[str, Any] = {}
 
     def run(self, spec: Any, watch: Any) -> Measurement:
         """As Referee.run, at once."""
         self.before(spec)
         self.host.clock.sleep(10.0)
         watch(5.0, {"step": 1})
+        spec.artifacts.mkdir(parents=True)
         values = dict(re.findall(r"^(\w+) = (\S+)", spec.source, re.MULTILINE))
         outcome = self.outcomes.pop(0) if self.outcomes else Outcome(values["OUTCOME"].strip('"'))
         is_scored = outcome is Outcome.SCORED
@@ -70,6 +72,7 @@ class FakeReferee:
             at=self.host.clock.wall(),
             total_s=10.0,
             was_audited=spec.is_audited,
+            reported=dict(self.reported),
             artifacts=spec.artifacts.name,
         )
 
@@ -341,3 +344,22 @@ def test_hooks_are_told_and_cannot_hurt(bench: Bench) -> None:
     assert any(
         "exit code 7" in event.body["text"] for event in bench.history.notes if "text" in event.body
     )
+
+
+@pytest.mark.parametrize(
+    ("reported", "said"),
+    [({"initial_sum": 1.5}, "the seed is not used"), ({"mfu_percent": 240.0}, "its count is wrong")],
+)
+def test_oddities_are_told_and_not_judged(bench: Bench, reported: dict[str, Any], said: str) -> None:
+    """A model that ignores its seed, and a throughput that cannot be, are flags."""
+    bench.referee.reported = reported
+    bench.run({"SCORE": 1.8})
+    assert bench.verdicts == ["keep"]
+    assert any(said in event.body.get("text", "") for event in bench.history.notes)
+
+
+def test_the_diff_lies_beside_a_trials_runs(bench: Bench) -> None:
+    """Every run of a trial has the patch in its folder."""
+    bench.run({"SCORE": 2.5})
+    folder = bench.root / "runs" / bench.history.trials[0].runs[0].artifacts
+    assert "+SCORE = 2.5" in (folder / "diff.patch").read_text()

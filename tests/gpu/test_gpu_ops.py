@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from autoresearch.inside.ops import attention, mlp, polar, softcap_ce, table
+from autoresearch.inside.ops import attention, mlp, polar, rotary, softcap_ce, table
 
 pytestmark = [pytest.mark.gpu, pytest.mark.filterwarnings("ignore")]
 CUDA = torch.device("cuda")
@@ -57,6 +57,29 @@ def test_attention(rung: str, window: int) -> None:
     assert_agree(
         lambda *t: attend(*t, window), lambda *t: attention.attend_twin(*t, window), inputs, 1e-2
     )
+
+
+@pytest.mark.parametrize("has_value", [True, False])
+@pytest.mark.parametrize(("heads", "groups", "width"), [(4, 4, 128), (6, 2, 64)])
+def test_split_heads(heads: int, groups: int, width: int, has_value: bool) -> None:
+    """Queries, keys, values and all gradients, with shared key/value heads and a gain."""
+    pytest.importorskip("triton")
+    B, T = 3, 77
+    angles = torch.randn(T, 1, width // 2, device=CUDA)
+    cos, sin = angles.cos().bfloat16(), angles.sin().bfloat16()
+    inputs = [normal(B, T, (heads + 2 * groups) * width)]
+    if has_value:
+        inputs += [normal(B, T, groups), normal(B, T, groups * width)]
+
+    def with_rest(function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(qkv: Tensor, *extra: Tensor) -> Any:
+            turns = (cos.to(qkv.dtype), sin.to(qkv.dtype))
+            return function(qkv, *turns, heads, *(extra or (None, None)), 1.2)
+
+        return call
+
+    functions = (with_rest(rotary.split_heads), with_rest(rotary.split_heads_twin))
+    assert_agree(*functions, inputs, 1e-2)
 
 
 @pytest.mark.parametrize(("num", "width", "vocab"), [(333, 128, 8192), (70_000, 64, 1021)])

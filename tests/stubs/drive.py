@@ -1,6 +1,7 @@
 """A whole session in a process of its own, to be killed: python drive.py FOLDER MAX_TRIALS
 
-Real git, ledger, referee and sandbox; candidates and scorer are the stubs. Running it again goes on from the ledger.
+Real git, ledger, referee and sandbox; candidates and scorer are the stubs. Running it again goes on
+from the ledger.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ import time
 
 from stubinside import Unigram
 
-GAIN = 1.0  # how far the logits are stretched [0.2, 2.0]
+GAIN = 0.3  # how far the logits are stretched [0.2, 2.0]
 SLEEP_S = 0.05  # seconds of training
 
 

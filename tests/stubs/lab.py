@@ -1,4 +1,4 @@
-"""A referee on a tiny dataset, and small train.py files for it: what the end-to-end tests have in common."""
+"""A referee on a tiny dataset, and small train.py files for it: what e2e tests share."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ HONEST = """
 
 
 def stub(main: str = "", model: str = "", top: str = "") -> str:
-    """A train.py for the stub: the body of `main(run)` after its start, and of a model's `answer(self, tokens)`."""
+    """A train.py for the stub: the bodies of `main(run)` and of a model's `answer(tokens)`."""
     lines = ["from stubinside import Unigram", *textwrap.dedent(top).strip().splitlines(), "", ""]
     lines += ["class Model(Unigram):"]
     body = textwrap.dedent(model).strip() or "return super().answer(tokens)"
@@ -50,7 +50,7 @@ def small_config(**trial: Any) -> Config:
 
 
 def make_dataset(folder: Path, num_train: int = 240, num_validation: int = 96) -> Dataset:
-    """Rows of a Markov chain in which a token says much of the next one; three shards, a holdout."""
+    """Rows of a Markov chain, where a token says much of the next one; three shards, a holdout."""
     rng = np.random.default_rng(0)
     following = rng.integers(1, VOCAB, size=(VOCAB, 4))
     folder.mkdir(parents=True)

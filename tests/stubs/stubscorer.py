@@ -1,10 +1,11 @@
 """A stand-in for the scorer without torch, where the score itself is not what a test is about.
 
-Started with a channel's descriptor; computes bits per byte with numpy, and finds nothing in any audit.
+Started with a channel's descriptor; computes bits per byte with numpy, finds nothing in any audit.
 """
 
 from __future__ import annotations
 
+import contextlib
 import math
 import sys
 
@@ -21,6 +22,7 @@ def serve(channel: Channel) -> None:
     rows = np.fromfile(settings["rows_path"], dtype="<u2").reshape(-1, settings["context"] + 1)
     num_bytes = np.load(settings["token_bytes_path"])[rows[:, 1:]]
     chunk, context, vocab = (settings[n] for n in ("chunk_rows", "context", "vocab_size"))
+    scored: set[int] = set()
     channel.send("ready")
     while True:
         request = channel.receive()
@@ -30,6 +32,11 @@ def serve(channel: Channel) -> None:
             channel.send("prepared", [tokens.fd, logits.fd])
             continue
         presenter = Channel.from_fd(request.fds.pop())
+        if request.kind == "audit" and request.body["run_id"] not in scored:
+            channel.send("failed", code="unknown_run")
+            presenter.close()
+            continue
+        scored.add(request.body["run_id"])
         shown = np.frombuffer(tokens.writable(), dtype=np.int32).reshape(chunk, context)
         nats = np.empty(num_bytes.shape)
         try:
@@ -53,7 +60,5 @@ def serve(channel: Channel) -> None:
 
 if __name__ == "__main__":
     die_with_parent()
-    try:
+    with contextlib.suppress(ChannelClosed):
         serve(Channel.from_fd(int(sys.argv[1])))
-    except ChannelClosed:
-        pass

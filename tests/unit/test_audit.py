@@ -51,7 +51,7 @@ def finding(first: np.ndarray, second: np.ndarray, decoys: Decoys) -> str:
 def test_decoys_share_the_past_and_lose_the_future(
     num_rows: int, context: int, chunk: int, seed: int
 ) -> None:
-    """Each comes from a row of its own; controls whole, the others another row's from the cut on."""
+    """Each comes from a row of its own; controls are whole, others another row's from the cut."""
     rows = rows_of(num_rows, context)
     decoys = make_decoys(rows, chunk, seed)
     assert len(decoys.rows) == min(num_rows, max(MAX_DECOYS, chunk))

@@ -19,7 +19,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from autoresearch.inside.ops import attention, mlp, polar, softcap_ce, table
+from autoresearch.inside.ops import attention, mlp, polar, rotary, softcap_ce, table
 
 TRAIN = Path(__file__).parents[2] / "src" / "autoresearch" / "templates" / "train.py"
 OPS = TRAIN.parents[1] / "inside" / "ops"
@@ -149,6 +149,20 @@ def test_head_loss_twin_is_train_s(train: ModuleType) -> None:
         assert (a - b).norm() / a.norm() < 1e-5
 
 
+@pytest.mark.parametrize("has_value", [True, False])
+def test_split_heads_twin_is_train_s(train: ModuleType, has_value: bool) -> None:
+    """On a CPU the operator is its twin, and train.py's own computes the same."""
+    angles = double(7, 1, 4)
+    qkv, opening, value = double(2, 7, 5 * 8), double(2, 7, 1), double(2, 7, 8)
+    inputs = (qkv, angles.cos(), angles.sin(), 3, *((opening, value) if has_value else 2 * [None]))
+    train.QK_GAIN = 1.25
+    for got, wanted in zip(
+        rotary.split_heads(*inputs, gain=1.25), train.split_heads(*inputs), strict=True
+    ):
+        torch.testing.assert_close(got, wanted)
+    train.QK_GAIN = 1.0
+
+
 def test_mlp_keeps_only_squares() -> None:
     """The operator's own backward pass, from squared activations, is the twin's: float64."""
     x, fc, proj = (double(*shape).requires_grad_() for shape in ((2, 5, 6), (24, 6), (6, 24)))
@@ -198,25 +212,43 @@ def test_package_needs_torch_alone() -> None:
     for name in set(modules) - {"kernels", "quack_relu2"}:
         for node in modules[name].body:
             text = ast.unparse(node) if isinstance(node, ast.Import | ast.ImportFrom) else ""
-            for word in ("triton", "kernels", "quack", "flash_attn", "softcap_ce, table"):
+            for word in ("triton", "kernels", "quack", "flash_attn", "softcap_ce, table", "rotary"):
                 assert word not in text, f"{name}: {text}"
 
 
 _INTERPRETED = """
 import torch
 import torch.nn.functional as F
-from autoresearch.inside.ops import mlp, softcap_ce, table
+from autoresearch.inside.ops import mlp, rotary, softcap_ce, table
 
 torch.manual_seed(0)
 for vocab, dtype, bound in ((100, torch.float32, 1e-5), (300, torch.bfloat16, 8e-3)):
-    logits = (torch.randn(7, vocab) * 20).to(dtype)
-    targets, losses, out = torch.randint(0, vocab, (7,)), torch.empty(7), logits.clone()
+    logits = (torch.randn(19, vocab) * 20).to(dtype)  # more rows than programs
+    targets, losses, out = torch.randint(0, vocab, (19,)), torch.empty(19), logits.clone()
     softcap_ce.loss_and_gradient(out, targets, losses, 15.0, 0.3)
     exact = logits.double().requires_grad_()
     wanted = F.cross_entropy(15 * torch.tanh(exact / 15), targets, reduction="none")
     grad = torch.autograd.grad(0.3 * wanted.sum(), exact)[0]
     assert (losses - wanted).abs().max() < 1e-4
     assert (out.double() - grad).norm() / grad.norm() < bound
+
+for has_value, G, dtype, bound in ((1, 2, torch.float32, 1e-6), (0, 1, torch.float16, 2e-3)):
+    angles = torch.randn(21, 1, 16).double()
+    cos, sin = angles.cos().to(dtype), angles.sin().to(dtype)
+    shapes = [(3, 21, (4 + 2 * G) * 32), (3, 21, G), (3, 21, G * 32)][: 1 + 2 * has_value]
+    inputs = [torch.randn(shape).to(dtype).requires_grad_() for shape in shapes]
+    exact = [t.detach().double().requires_grad_() for t in inputs]
+    rest, others = (inputs[1:], exact[1:]) if has_value else ([None, None], [None, None])
+    outs = rotary.split_forward(inputs[0], cos, sin, *rest, 4, 1.3)
+    goals = rotary.split_heads_twin(exact[0], cos.double(), sin.double(), 4, *others, 1.3)
+    grads = [torch.randn(out.shape).to(dtype) for out in outs]
+    got = [*outs, *torch.autograd.grad(outs, inputs, grads)]
+    wanted = [*goals, *torch.autograd.grad(goals, exact, [g.double() for g in grads])]
+    for a, b in zip(got, wanted, strict=True):
+        assert (a.double() - b).norm() / b.norm() < bound
+    arguments = (inputs[0], cos, sin, *rest, 4, 1.3)
+    utilities = ("test_schema", "test_autograd_registration", "test_faketensor")
+    torch.library.opcheck(rotary.split_forward, arguments, test_utils=utilities)
 
 tokens, grad = torch.randint(0, 20, (210,)), torch.randn(210, 200)
 ids, order = tokens.int().sort()

@@ -79,7 +79,7 @@ def test_output_and_exit_code_are_there_afterwards() -> None:
     """Both streams, in order, with the code of the first process."""
     source = "import sys; print('out', flush=True); print('err', file=sys.stderr); sys.exit(3)"
     with tree_of(source) as tree:
-        wait_for(tree, "err")
+        assert tree.wait(GONE_IN_S) == 3
         tree.kill()
         assert tree.output.text() == "out\nerr\n"
         assert tree.exit_code() == 3

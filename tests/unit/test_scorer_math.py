@@ -1,4 +1,4 @@
-"""Bits per byte, and how the scorer deals with a presenter: here a thread on the other end of the channel."""
+"""Bits per byte, and how the scorer deals with a presenter, here a thread at the other end."""
 
 from __future__ import annotations
 
@@ -314,7 +314,7 @@ def test_only_the_last_presentations_are_remembered(scorer: Scorer) -> None:
 
 
 def test_generated_tokens_follow_the_model(scorer: Scorer) -> None:
-    """Cold it takes the likeliest, warm it draws, with a seed the same again; never special ones."""
+    """Cold it takes the likeliest, warm it draws, by seed; never special ones."""
     channel = present(scorer, bigram)
     assert scorer.generate(channel, [0, 3], 8, 0.0, 1, soon()) == [4, 5, 6, 7, 8, 9, 10, 11]
     warm = [scorer.generate(channel, [0, 3], 12, 2.0, seed, soon()) for seed in (1, 1, 2)]

@@ -55,6 +55,7 @@ class Run:
         self._events: deque[torch.cuda.Event] = deque()
         self._reported_at = 0.0
         self._late_loss: Tensor | float | None = None
+        self._initial_sum: float | None = None  # of all weights before training
 
     def synthetic_rows(self, num_rows: int) -> Tensor:
         """Random tokens shaped like training rows, (num_rows, context + 1) int16, for compilation and warm-up."""
@@ -84,6 +85,7 @@ class Run:
             group.update(saved)
         optimizer.zero_grad(set_to_none=True)
         _restore_generators(self.device, generators)
+        self._initial_sum = sum(float(tensor.double().sum()) for tensor in weights.values())
 
     def start(self) -> list[Tensor]:
         """Say that we are ready, wait for the clock, and return the training rows.
@@ -93,7 +95,7 @@ class Run:
         """
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
-        self._channel.send("ready")
+        self._channel.send("ready", initial_sum=_plain(self._initial_sum))
         message = self._channel.receive()
         assert message is not None, "without a timeout there is always a message"
         self._started_at = time.monotonic()

@@ -51,7 +51,7 @@ class Scorer:
         self.logits_shape = (self.chunk_rows, self.context, self.vocab_size)
         self._host_buffers: list[SharedBuffer] = []
         self._device_fd = -1
-        if self.device.type == "cuda":  # pragma: no cover - needs a GPU: tests/gpu
+        if self.device.type == "cuda":  # pragma: no cover - needs a GPU
             self._make_device_logits()
 
     def make_buffers(self) -> list[int]:
@@ -69,7 +69,7 @@ class Scorer:
         self.tokens = self.tokens.view(self.chunk_rows, self.context)
         tokens.keep_for_me()
         self._host_buffers = [tokens]
-        if self._device_fd >= 0:  # pragma: no cover - needs a GPU: tests/gpu
+        if self._device_fd >= 0:  # pragma: no cover - needs a GPU
             self.logits.fill_(math.nan)
             self._synchronize()
             return [tokens.fd, self._device_fd]
@@ -81,7 +81,7 @@ class Scorer:
         self._host_buffers.append(logits)
         return [tokens.fd, logits.fd]
 
-    def _make_device_logits(self) -> None:  # pragma: no cover - needs a GPU: tests/gpu
+    def _make_device_logits(self) -> None:  # pragma: no cover - needs a GPU
         size_bytes = 4 * math.prod(self.logits_shape)
         memory, self._device_fd = device_memory.create(size_bytes, self.device.index or 0)
         self.logits = device_memory.as_tensor(memory, self.logits_shape)

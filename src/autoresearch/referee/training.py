@@ -62,7 +62,8 @@ class Training:
         limit = self._spawned_at + self.host.config.trial.startup_limit_s
         self._wait("hello", limit)
         self._send("load", [self.weights.fd], **self.host.settings(self.spec))
-        self._wait("ready", limit)
+        body = self._wait("ready", limit)
+        self.facts["reported"].update(plain_values({"initial_sum": body.get("initial_sum")}))
         self.facts["startup_s"] = self.host.clock.monotonic() - self._spawned_at
 
     def train(self) -> None:

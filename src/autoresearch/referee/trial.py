@@ -88,11 +88,18 @@ class Referee:
         """Present the weights of a recent run once more, on decoys (audit.py); the figures.
 
         Raises:
-            TrialFailed: the audit found something, or the second presentation broke down.
+            TrialFailed: the audit found something, or the second presentation broke down. After a
+                disturbance the weights are dropped: nothing is left to compare them with.
             KeyError: the weights are no longer in memory (`has_weights`).
         """
         spec, weights = self._weights[run_id]
-        report = self.scoring.ask("audit", spec, weights, run_id=run_id, seed=secrets.randbits(31))
+        seed = secrets.randbits(31)
+        try:
+            report = self.scoring.ask("audit", spec, weights, run_id=run_id, seed=seed)
+        except TrialFailed as failure:
+            if failure.outcome is Outcome.DISTURBED:  # the first presentation died with the scorer
+                self._weights.pop(run_id)[1].close()
+            raise
         raise_finding(report)
         return report
 

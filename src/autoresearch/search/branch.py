@@ -43,6 +43,10 @@ class Branch:
         """train.py of a commit."""
         return self._repository.read(commit, TRAIN_NAME)
 
+    def diff(self, old: str, new: str) -> str:
+        """What a commit changed in train.py."""
+        return self._repository.diff(old, new, TRAIN_NAME)
+
     def commit(self, proposal: Proposal) -> str:
         """A commit of the proposal on top of its parent, reachable by nothing yet."""
         message = f"{proposal.description}\n\nProposed-by: {proposal.researcher}\n"

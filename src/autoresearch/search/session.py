@@ -227,6 +227,8 @@ class Session:
         try:
             report = self.referee.audit(run.run_id)
         except TrialFailed as failure:
+            if failure.outcome is Outcome.DISTURBED:
+                return None  # no weights are left to keep: it will be run again
             return Decision(verdict=Verdict(failure.outcome), reason=failure.reason)
         self.ledger.append("audit", run_id=run.run_id, report=report)
         return None
@@ -249,8 +251,14 @@ class Session:
                 cache_parent=trial.parent if trial else commit,
             )
             measurement = self.referee.run(spec, self._watch)
+            if trial:
+                patch = self.branch.diff(trial.parent, trial.commit)
+                (spec.artifacts / "diff.patch").write_text(patch, encoding="utf-8")
+            oddity = find_oddity(measurement, self.history.runs)
             self.ledger.record_run(measurement, trial.trial_id if trial else None)
             self.observer.run_finished(measurement)
+            if oddity:
+                self._note("oddity", oddity)
             if measurement.outcome is not Outcome.DISTURBED:
                 break
         return measurement
@@ -294,13 +302,30 @@ class Session:
     def _hook(self, command: str, event: str, facts: dict[str, Any]) -> None:
         problem = run_hook(command, event, facts)
         if problem:
-            self.ledger.note("hook", problem)
-            self.observer.note(problem)
+            self._note("hook", problem)
+
+    def _note(self, kind: str, text: str) -> None:
+        self.ledger.note(kind, text)
+        self.observer.note(text)
 
     def _trial(self, trial_id: int) -> Trial:
         trial = self.history.trial(trial_id)
         assert trial is not None, "the ledger gave this number out"
         return trial
+
+
+def find_oddity(measurement: Measurement, before: tuple[Measurement, ...]) -> str:
+    """What a person should know of a run although no verdict hangs on it, or ""."""
+    reported = measurement.reported
+    mfu = reported.get("mfu_percent")
+    if isinstance(mfu, int | float) and mfu > 100:
+        return f"run {measurement.run_id} reports {mfu:.0f} % of the chip's peak: its count is wrong"
+    start = reported.get("initial_sum")
+    for run in before:
+        is_other = run.commit == measurement.commit and run.seed != measurement.seed
+        if is_other and start is not None and run.reported.get("initial_sum") == start:
+            return f"runs {run.run_id} and {measurement.run_id} start from equal weights: the seed is not used"
+    return ""
 
 
 def champion_bpb(history: History) -> float | None:

@@ -101,6 +101,23 @@ def rotate_norm(x, cos, sin):
     return norm(torch.cat([left * cos + right * sin, right * cos - left * sin], dim=-1))
 
 
+def split_heads(qkv, cos, sin, num_heads, opening, value):
+    """What attention takes: qkv (B, T, (H + 2 G) D) -> q (B, T, H, D), k and v (B, T, G, D).
+
+    A layer with a value embedding adds value (B, T, G D) to v, times twice the sigmoid of opening
+    (B, T, G), else both are None.
+    """
+    qkv = qkv.unflatten(-1, (-1, 2 * cos.size(-1)))
+    G = (qkv.size(2) - num_heads) // 2
+    q, k, v = qkv.split([num_heads, G, G], dim=2)
+    if value is not None:
+        v = v + (2 * torch.sigmoid(opening))[..., None] * value.view(v.shape)
+    q, k = rotate_norm(q, cos, sin), rotate_norm(k, cos, sin)
+    if QK_GAIN != 1.0:
+        q, k = q * QK_GAIN, k * QK_GAIN
+    return q, k, v
+
+
 def sdpa(q, k, v, window):
     """Causal attention, `window` tokens back: q (B, T, H, D), k, v (B, T, G, D) -> (B, T, H, D)."""
     T, H, G = q.size(1), q.size(2), k.size(2)
@@ -189,7 +206,8 @@ class Operators:
     """The operators in use: those above, replaced by what the machine has better."""
 
     def __init__(self, device, context, windows):
-        self.attend, self.mlp, self.lookup, self.head_loss = sdpa, relu2_mlp, lookup, head_loss
+        self.split_heads, self.attend, self.mlp = split_heads, sdpa, relu2_mlp
+        self.lookup, self.head_loss = lookup, head_loss
         self.names = {"attend": "sdpa"}
         if device.type == "cuda" and KERNELS:
             try:  # the only use of the package here: without it all works, slower
@@ -198,7 +216,7 @@ class Operators:
                 self.names["note"] = f"no fast operators: {error}"
                 return
             shape = {"head_dim": HEAD_DIM, "context": context, "windows": windows}
-            ops.install(self, device, attention=ATTENTION, softcap=SOFTCAP, **shape)
+            ops.install(self, device, attention=ATTENTION, softcap=SOFTCAP, gain=QK_GAIN, **shape)
 
     def __str__(self):
         return ", ".join(f"{part} {name}" for part, name in self.names.items())
@@ -219,20 +237,14 @@ def pick_precision(device):
 def block(x, x0, cos, sin, resid, mix, weights, value, window, ops):
     """One layer: x, x0 (B, T, C); resid, mix scalars; value (B, T, G D) or None: of each token."""
     q_kv, out, fc, proj, gate = weights
-    B, T, C = x.shape
-    D = 2 * cos.size(-1)
-    G = (q_kv.size(0) - C) // (2 * D)
+    num_heads = x.size(-1) // (2 * cos.size(-1))
     x = resid * x + mix * x0
     h = norm(x)
-    q, k, v = F.linear(h, q_kv).split([C, G * D, G * D], dim=-1)
-    q, k, v = q.view(B, T, -1, D), k.view(B, T, G, D), v.view(B, T, G, D)
-    if value is not None:  # the gate starts at exactly 1: its weights are zero
-        strength = 2 * torch.sigmoid(F.linear(h[..., : gate.size(-1)], gate))
-        v = v + strength[..., None] * value.view(B, T, G, D)
-    q, k = rotate_norm(q, cos, sin), rotate_norm(k, cos, sin)
-    if QK_GAIN != 1.0:
-        q, k = q * QK_GAIN, k * QK_GAIN
-    x = x + F.linear(ops.attend(q, k, v, window).reshape(B, T, C), out)
+    # the gate starts at exactly 1: its weights are zero
+    opening = None if value is None else F.linear(h[..., : gate.size(-1)], gate)
+    qkv = F.linear(h, q_kv)
+    q, k, v = ops.split_heads(qkv, cos, sin, num_heads, opening, value)
+    x = x + F.linear(ops.attend(q, k, v, window).flatten(2), out)
     return x + ops.mlp(norm(x), fc, proj)
 
 

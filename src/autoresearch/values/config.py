@@ -51,8 +51,7 @@ class TrialSettings:
 class SandboxSettings:
     """Walls between a candidate and the machine."""
 
-    level: str = _field("auto", "auto takes the best that works", ("auto", "bubblewrap", "landlock", "none"))
-    confirm_level: str = _field("bubblewrap", "least level at which confirm works", ("bubblewrap", "landlock", "none"))
+    level: str = _field("auto", "auto takes the best that works", ("auto", "bubblewrap", "none"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

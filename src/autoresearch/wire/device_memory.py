@@ -3,6 +3,8 @@
 The scorer creates it and exports a file descriptor; a presenter inherits the descriptor, imports and maps it. The usual
 CUDA IPC handles, which torch shares tensors by, fail across namespaces. Needs `cuda.bindings` (comes with torch's CUDA
 builds) and a current CUDA context (torch makes one). CUDA driver API, "Virtual Memory Management".
+
+All of it needs a GPU, so only tests/gpu and the tests marked `gpu` cover it.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ class DeviceMemory:
     ordinal: int
 
 
-def create(size_bytes: int, ordinal: int) -> tuple[DeviceMemory, int]:
+def create(size_bytes: int, ordinal: int) -> tuple[DeviceMemory, int]:  # pragma: no cover
     """Allocate at least `size_bytes` on device `ordinal`; the mapping and a descriptor to hand to others.
 
     Raises:
@@ -36,7 +38,7 @@ def create(size_bytes: int, ordinal: int) -> tuple[DeviceMemory, int]:
     return _map(driver, handle, size_bytes, properties, ordinal), int(fd)
 
 
-def import_fd(fd: int, size_bytes: int, ordinal: int) -> DeviceMemory:
+def import_fd(fd: int, size_bytes: int, ordinal: int) -> DeviceMemory:  # pragma: no cover
     """Map what another process exported as `fd`; `size_bytes` as it asked for.
 
     Raises:
@@ -48,7 +50,7 @@ def import_fd(fd: int, size_bytes: int, ordinal: int) -> DeviceMemory:
     return _map(driver, handle, size_bytes, properties, ordinal)
 
 
-def as_tensor(memory: DeviceMemory, shape: tuple[int, ...]) -> Tensor:
+def as_tensor(memory: DeviceMemory, shape: tuple[int, ...]) -> Tensor:  # pragma: no cover
     """A float32 tensor over the memory, without copying."""
     import torch
 
@@ -63,7 +65,7 @@ def as_tensor(memory: DeviceMemory, shape: tuple[int, ...]) -> Tensor:
     return torch.as_tensor(View(), device=f"cuda:{memory.ordinal}")
 
 
-def _driver(ordinal: int) -> tuple[Any, Any, Any]:
+def _driver(ordinal: int) -> tuple[Any, Any, Any]:  # pragma: no cover
     import torch
     from cuda.bindings import driver
 
@@ -77,13 +79,15 @@ def _driver(ordinal: int) -> tuple[Any, Any, Any]:
     return driver, properties, handle_type
 
 
-def _rounded(driver: Any, properties: Any, size_bytes: int) -> int:
+def _rounded(driver: Any, properties: Any, size_bytes: int) -> int:  # pragma: no cover
     flags = driver.CUmemAllocationGranularity_flags.CU_MEM_ALLOC_GRANULARITY_MINIMUM
     step = int(_checked(driver, driver.cuMemGetAllocationGranularity(properties, flags)))
     return -(-size_bytes // step) * step
 
 
-def _map(driver: Any, handle: Any, size_bytes: int, properties: Any, ordinal: int) -> DeviceMemory:
+def _map(
+    driver: Any, handle: Any, size_bytes: int, properties: Any, ordinal: int
+) -> DeviceMemory:  # pragma: no cover
     address = _checked(driver, driver.cuMemAddressReserve(size_bytes, 0, 0, 0))
     _checked(driver, driver.cuMemMap(address, size_bytes, 0, handle, 0))
     access = driver.CUmemAccessDesc()
@@ -93,7 +97,7 @@ def _map(driver: Any, handle: Any, size_bytes: int, properties: Any, ordinal: in
     return DeviceMemory(int(address), size_bytes, ordinal)
 
 
-def _checked(driver: Any, result: tuple[Any, ...]) -> Any:
+def _checked(driver: Any, result: tuple[Any, ...]) -> Any:  # pragma: no cover
     code, *values = result
     if code != driver.CUresult.CUDA_SUCCESS:
         raise RuntimeError(f"the CUDA driver answered {code!r}; run `autoresearch doctor`")

@@ -1,7 +1,8 @@
-"""A stand-in for autoresearch.inside without torch: starts in a tenth of a second, speaks the same messages.
+"""A stand-in for autoresearch.inside without torch: starts in a tenth of a second.
 
-Its train.py files train a table of token frequencies: `main(run)` gets `StubRun`, `build_model(run)` gives something
-with `load(weights)` and `answer(tokens) -> bytes`, float32 logits of every position and token.
+It speaks the same messages. Its train.py files train a table of token frequencies: `main(run)` gets
+`StubRun`, `build_model(run)` gives something with `load(weights)` and `answer(tokens) -> bytes`,
+float32 logits of every position and token.
 """
 
 from __future__ import annotations

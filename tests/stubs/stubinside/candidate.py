@@ -6,10 +6,9 @@ import os
 import sys
 import traceback
 
-from stubinside import StubRun, load_train
-
 from autoresearch.system.procs import die_with_parent
 from autoresearch.wire.channel import Channel, ChannelClosed
+from stubinside import StubRun, load_train
 
 
 def main() -> None:

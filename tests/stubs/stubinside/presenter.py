@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import array
+import contextlib
 import mmap
 import os
 import sys
 from typing import Any
 
-from stubinside import StubRun, load_train
-
 from autoresearch.system.procs import die_with_parent
 from autoresearch.wire.channel import Channel, ChannelClosed, Message
+from stubinside import StubRun, load_train
 
 
 def main() -> None:
@@ -19,10 +19,8 @@ def main() -> None:
     die_with_parent()
     channel = Channel.from_fd(int(sys.argv[1]))
     channel.send("hello")
-    try:
+    with contextlib.suppress(ChannelClosed):
         present(channel, channel.receive())
-    except ChannelClosed:
-        pass
     os._exit(0)
 
 

@@ -21,6 +21,7 @@ from autoresearch.inside.ops import mlp as _mlp
 class Operators(Protocol):
     """What train.py lets us replace; `names` tells the reader what is in use."""
 
+    split_heads: Any
     attend: Any
     mlp: Any
     lookup: Any
@@ -35,6 +36,7 @@ def install(
     attention: str,
     head_dim: int,
     softcap: float,
+    gain: float,
     context: int,
     windows: Sequence[int],
 ) -> None:
@@ -46,6 +48,7 @@ def install(
         attention: rung of the attention ladder, or "auto" for the best that works.
         head_dim: channels of an attention head.
         softcap: the bound of the logits.
+        gain: factor on normed queries and keys.
         context: tokens of a training row.
         windows: how far back each layer sees, tokens.
     """
@@ -55,15 +58,18 @@ def install(
         operators.attend = attend
     if torch.cuda.get_device_capability(device) < (8, 0) or not _has_triton():
         return
-    from autoresearch.inside.ops import softcap_ce, table
+    from autoresearch.inside.ops import rotary, softcap_ce, table
 
     operators.head_loss = partial(softcap_ce.head_loss, cap=softcap)
     operators.lookup = table.lookup
     operators.names |= {"loss": "triton", "lookup": "triton"}
-    backend = _mlp.choose(device)
+    if rotary.is_supported(head_dim):
+        operators.split_heads = partial(rotary.split_heads, gain=gain)
+        operators.names["rotary"] = "triton"
+    backend, reason = _mlp.choose(device)
+    operators.names["mlp"] = f"{backend or 'torch'} ({reason})" if reason else backend
     if backend:
         operators.mlp = partial(_mlp.relu2_mlp, backend=backend)
-        operators.names["mlp"] = backend
 
 
 def _has_triton() -> bool:

@@ -11,25 +11,169 @@ def softcap_ce(
     targets,  # (N,)
     losses,  # (N,) float32, written
     stride,  # elements from one row of logits to the next
+    N,
     V,
     cap,
     scale,
     BLOCK_V: tl.constexpr,
+    IS_FAST: tl.constexpr,  # tanh by the hardware instruction: off by 2^-11 at most
 ):
-    """One program a row: cross-entropy of cap * tanh(logits / cap), and its gradient x scale."""
-    row = tl.program_id(0).to(tl.int64)
+    """Cross-entropy of cap * tanh(logits / cap), and its gradient x scale, over the logits.
+
+    Programs take rows in turn; each reads its next row while it computes one.
+    """
     columns = tl.arange(0, BLOCK_V)
     inside = columns < V
-    raw = tl.load(logits + row * stride + columns, mask=inside, other=0.0).to(tl.float32)
-    tanh = 1.0 - 2.0 / (tl.exp(raw * (2.0 / cap)) + 1.0)
-    powers = tl.where(inside, tl.exp(cap * tanh), 0.0)  # no shift: the cap bounds the exponent
-    total = tl.sum(powers, 0)
-    is_target = columns == tl.load(targets + row)
-    wanted = tl.sum(tl.where(is_target, cap * tanh, 0.0), 0)
-    tl.store(losses + row, tl.log(total) - wanted)
-    gradient = (powers / total - is_target.to(tl.float32)) * (1.0 - tanh * tanh) * scale
-    gradient = gradient.to(logits.dtype.element_ty)
-    tl.store(logits + row * stride + columns, gradient, mask=inside)
+    start, step = tl.program_id(0), tl.num_programs(0)
+    place = logits + start.to(tl.int64) * stride
+    following = tl.load(place + columns, mask=inside, other=0.0)
+    for row in tl.range(start, N, step):
+        raw = following.to(tl.float32)
+        target = tl.load(targets + row)
+        wanted = _tanh(tl.load(place + target).to(tl.float32) * (1.0 / cap), IS_FAST)
+        ahead = logits + tl.minimum(row + step, N - 1).to(tl.int64) * stride
+        following = tl.load(ahead + columns, mask=inside, other=0.0)
+        tanh = _tanh(raw * (1.0 / cap), IS_FAST)
+        powers = tl.exp2(tanh * (cap * 1.4426950408889634))  # no shift: the cap bounds it
+        total = tl.sum(tl.where(inside, powers, 0.0), 0)
+        tl.store(losses + row, tl.log(total) - cap * wanted)
+        share = powers * (scale / total) - tl.where(columns == target, scale, 0.0)
+        gradient = share - share * tanh * tanh
+        tl.store(place + columns, gradient.to(logits.dtype.element_ty), mask=inside)
+        place = ahead
+
+
+@triton.jit
+def _tanh(x, IS_FAST: tl.constexpr):
+    if IS_FAST:
+        return tl.inline_asm_elementwise(
+            "tanh.approx.f32 $0, $1;", "=f,f", [x], dtype=tl.float32, is_pure=True, pack=1
+        )
+    return 1.0 - 2.0 / (tl.exp(2.0 * x) + 1.0)
+
+
+@triton.jit
+def split_heads(
+    qkv,  # (N, (H + 2 G) 2 HALF)
+    cos,  # (T, HALF)
+    sin,  # (T, HALF)
+    opening,  # (N, G), read if HAS_VALUE
+    value,  # (N, G 2 HALF), read if HAS_VALUE
+    q,  # (N, H 2 HALF), written
+    k,  # (N, G 2 HALF), written
+    v,  # (N, G 2 HALF), written
+    N,
+    T,
+    gain,
+    H: tl.constexpr,
+    G: tl.constexpr,
+    HALF: tl.constexpr,
+    ROWS: tl.constexpr,
+    HAS_VALUE: tl.constexpr,
+):
+    """One program some tokens, all heads: turned and normed queries and keys, mixed values."""
+    D: tl.constexpr = 2 * HALF
+    rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    half = tl.arange(0, HALF)[None, :]
+    inside = (rows < N)[:, None]
+    angle = (rows % T)[:, None] * HALF + half
+    rows = rows.to(tl.int64)
+    c = tl.load(cos + angle, mask=inside, other=0.0).to(tl.float32)
+    s = tl.load(sin + angle, mask=inside, other=0.0).to(tl.float32)
+    source = qkv + rows[:, None] * ((H + 2 * G) * D)
+    for head in tl.static_range(H + G):
+        left, right, scale = _turned(source + head * D + half, c, s, inside, HALF)
+        if head < H:
+            goal = q + rows[:, None] * (H * D) + head * D + half
+        else:
+            goal = k + rows[:, None] * (G * D) + (head - H) * D + half
+        scale *= gain
+        tl.store(goal, (left * scale).to(q.dtype.element_ty), mask=inside)
+        tl.store(goal + HALF, (right * scale).to(q.dtype.element_ty), mask=inside)
+    whole = tl.arange(0, D)[None, :]
+    for head in tl.static_range(G):
+        place = rows[:, None] * (G * D) + head * D + whole
+        own = tl.load(source + (H + G + head) * D + whole, mask=inside, other=0.0)
+        if HAS_VALUE:
+            gate = tl.load(opening + rows * G + head, mask=rows < N, other=0.0).to(tl.float32)
+            mixed = tl.load(value + place, mask=inside, other=0.0).to(tl.float32)
+            own = own.to(tl.float32) + 2.0 * tl.sigmoid(gate)[:, None] * mixed
+        tl.store(v + place, own.to(v.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def split_heads_backward(
+    dq,  # (N, H 2 HALF)
+    dk,  # (N, G 2 HALF)
+    dv,  # (N, G 2 HALF)
+    qkv,  # (N, (H + 2 G) 2 HALF)
+    cos,  # (T, HALF)
+    sin,  # (T, HALF)
+    opening,  # (N, G), read if HAS_VALUE
+    value,  # (N, G 2 HALF), read if HAS_VALUE
+    dqkv,  # (N, (H + 2 G) 2 HALF), written
+    dopening,  # (N, G), written if HAS_VALUE
+    dvalue,  # (N, G 2 HALF), written if HAS_VALUE
+    N,
+    T,
+    gain,
+    H: tl.constexpr,
+    G: tl.constexpr,
+    HALF: tl.constexpr,
+    ROWS: tl.constexpr,
+    HAS_VALUE: tl.constexpr,
+):
+    """The way back of split_heads."""
+    D: tl.constexpr = 2 * HALF
+    rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    half = tl.arange(0, HALF)[None, :]
+    inside = (rows < N)[:, None]
+    angle = (rows % T)[:, None] * HALF + half
+    rows = rows.to(tl.int64)
+    c = tl.load(cos + angle, mask=inside, other=0.0).to(tl.float32)
+    s = tl.load(sin + angle, mask=inside, other=0.0).to(tl.float32)
+    wide = rows[:, None] * ((H + 2 * G) * D)
+    for head in tl.static_range(H + G):
+        if head < H:
+            place = dq + rows[:, None] * (H * D) + head * D + half
+        else:
+            place = dk + rows[:, None] * (G * D) + (head - H) * D + half
+        dleft = tl.load(place, mask=inside, other=0.0).to(tl.float32)
+        dright = tl.load(place + HALF, mask=inside, other=0.0).to(tl.float32)
+        left, right, scale = _turned(qkv + wide + head * D + half, c, s, inside, HALF)
+        left, right = left * scale, right * scale
+        along = (tl.sum(dleft * left, 1) + tl.sum(dright * right, 1))[:, None] / D
+        scale *= gain
+        dleft, dright = (dleft - left * along) * scale, (dright - right * along) * scale
+        goal = dqkv + wide + head * D + half
+        tl.store(goal, (dleft * c - dright * s).to(dqkv.dtype.element_ty), mask=inside)
+        tl.store(goal + HALF, (dleft * s + dright * c).to(dqkv.dtype.element_ty), mask=inside)
+    whole = tl.arange(0, D)[None, :]
+    for head in tl.static_range(G):
+        place = rows[:, None] * (G * D) + head * D + whole
+        gradient = tl.load(dv + place, mask=inside, other=0.0)
+        goal = dqkv + wide + (H + G + head) * D + whole
+        tl.store(goal, gradient, mask=inside)
+        if HAS_VALUE:
+            gate = tl.load(opening + rows * G + head, mask=rows < N, other=0.0).to(tl.float32)
+            gate = tl.sigmoid(gate)
+            mixed = tl.load(value + place, mask=inside, other=0.0).to(tl.float32)
+            gradient = gradient.to(tl.float32)
+            own = (2.0 * gate[:, None] * gradient).to(dvalue.dtype.element_ty)
+            tl.store(dvalue + place, own, mask=inside)
+            slope = tl.sum(gradient * mixed, 1) * (2.0 * gate * (1.0 - gate))
+            slope = slope.to(dopening.dtype.element_ty)
+            tl.store(dopening + rows * G + head, slope, mask=rows < N)
+
+
+@triton.jit
+def _turned(source, c, s, inside, HALF: tl.constexpr):
+    """Both halves of heads, turned, and the factor that norms them, (ROWS, 1)."""
+    left = tl.load(source, mask=inside, other=0.0).to(tl.float32)
+    right = tl.load(source + HALF, mask=inside, other=0.0).to(tl.float32)
+    left, right = left * c + right * s, right * c - left * s
+    square = tl.sum(left * left, 1) + tl.sum(right * right, 1)
+    return left, right, tl.rsqrt(square / (2 * HALF) + 1e-6)[:, None]
 
 
 @triton.jit

@@ -8,6 +8,7 @@ over the widest tensor of the model. Two backends: `quack` (CuTe DSL, Hopper) an
 from __future__ import annotations
 
 import importlib
+import os
 from functools import cache
 from typing import Any
 
@@ -15,21 +16,46 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from autoresearch.inside.ops.machine import num_processors
+
+BACKENDS = ("quack", "triton")  # best first; leave one out to do without it
+_TOLERANCE = 0.02  # of the trial call in bfloat16, relative to the norm
+
 
 def relu2_mlp_twin(x: Tensor, fc: Tensor, proj: Tensor) -> Tensor:
     """The definition: x (..., C), fc (4C, C), proj (C, 4C)."""
     return F.linear(F.relu(F.linear(x, fc)).square(), proj)
 
 
-def choose(device: torch.device) -> str:
-    """The backend for this device; empty if there is none and plain torch must do."""
+def choose(device: torch.device) -> tuple[str, str]:
+    """The backend for this device, empty if plain torch must do; and why not a better one."""
     if torch.cuda.get_device_capability(device)[0] != 9:
-        return ""  # the kernels are made for Hopper's copy engine and matrix units
-    try:
-        importlib.import_module("autoresearch.inside.ops.quack_relu2")
-    except Exception:  # noqa: BLE001 - missing, or broken in one of many ways: Triton does it too
-        return "triton"
-    return "quack"
+        return "", "needs Hopper"  # the kernels are made for its copy engine and matrix units
+    reasons = []
+    for backend in BACKENDS:
+        try:
+            _try(backend, device)
+        except Exception as error:  # noqa: BLE001 - whatever a library throws, the next is tried
+            text = str(error).splitlines() or [""]
+            reasons.append(f"{backend}: {type(error).__name__}: {text[0]}"[:120])
+            continue
+        return backend, "; ".join(reasons)
+    return "", "; ".join(reasons)
+
+
+def _try(backend: str, device: torch.device) -> None:
+    """Both halves on a small input; raises if the results are not those of plain torch."""
+    generator = torch.Generator(device).manual_seed(0)
+    options: dict[str, Any] = {"device": device, "dtype": torch.bfloat16, "generator": generator}
+    x, grad = torch.randn((2, 256, 128), **options)
+    fc, proj = (torch.randn(shape, **options) / 10 for shape in ((512, 128), (128, 512)))
+    wanted = _up(x, fc, "torch")
+    pairs = [(_up(x, fc, backend), wanted)]
+    pairs.append((_down_gradient(grad, proj, wanted, backend), _down(grad, proj, wanted)))
+    for got, goal in pairs:
+        off = float((got.float() - goal.float()).norm() / goal.float().norm())
+        if not off < _TOLERANCE:
+            raise ValueError(f"off by {off:.3g}")
 
 
 def relu2_mlp(x: Tensor, fc: Tensor, proj: Tensor, backend: str) -> Tensor:
@@ -98,11 +124,19 @@ def _down_gradient(grad: Tensor, proj: Tensor, squares: Tensor, backend: str) ->
         return down
     if backend == "triton":
         return gemm_relu2(grad, proj.mT.contiguous(), squares)
+    return _down(grad, proj, squares)
+
+
+def _down(grad: Tensor, proj: Tensor, squares: Tensor) -> Tensor:
     return (grad @ proj).mul_(squares.sqrt().mul_(2))
 
 
 @cache
 def _quack() -> Any:
+    """The epilogues; compiled once, kept where Triton keeps its kernels if that is set."""
+    folder = os.environ.get("TRITON_CACHE_DIR")
+    if folder:
+        os.environ.setdefault("QUACK_CACHE_DIR", f"{folder}/quack")
     return importlib.import_module("autoresearch.inside.ops.quack_relu2")
 
 
@@ -119,7 +153,7 @@ def gemm_relu2(a: Tensor, b: Tensor, squares: Tensor | None = None) -> Tensor:
     out = torch.empty((M, N), device=a.device, dtype=a.dtype)
     rows, columns, depth = 128, 256, 64
     half = [rows, columns // 2]  # the epilogue works on halves: less shared memory, more stages
-    num_programs = _num_processors(a.device)
+    num_programs = num_processors(a.device)
     kernels.gemm_relu2[(num_programs,)](
         TensorDescriptor.from_tensor(a.contiguous(), [rows, depth]),
         TensorDescriptor.from_tensor(b.contiguous(), [columns, depth]),
@@ -137,11 +171,3 @@ def gemm_relu2(a: Tensor, b: Tensor, squares: Tensor | None = None) -> Tensor:
         num_stages=3,
     )
     return out
-
-
-@cache
-def _num_processors(device: torch.device) -> int:
-    if device.type != "cuda":
-        return 4  # Triton's interpreter
-    count: int = torch.cuda.get_device_properties(device).multi_processor_count
-    return count

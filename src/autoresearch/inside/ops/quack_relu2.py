@@ -1,18 +1,20 @@
 """The two epilogues of the ReLU-squared MLP in quack's terms: functions of one accumulated element.
 
-Importing this needs the `quack-kernels` package and the CUTLASS DSL.
+Importing this needs the `quack-kernels` package and the CUTLASS DSL. quack makes the key of a
+compiled kernel from the functions that an epilogue names, and gives up on some of the DSL's own:
+modules it keys by name, so functions are reached through those.
 """
 # mypy: ignore-errors
 
-import cutlass.cute as cute
-from quack.activation import relu_sq
+from cutlass import cute
+from quack import activation
 from quack.epilogue.frontend import gemm_epilogue
 
 
 @gemm_epilogue()
 def up(acc):
     """max(acc, 0)^2."""
-    return {"D": relu_sq(acc)}
+    return {"D": activation.relu_sq(acc)}
 
 
 @gemm_epilogue()

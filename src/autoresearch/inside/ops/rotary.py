@@ -1,0 +1,213 @@
+"""Queries, keys and values for attention out of one product: rotary embedding, norm, value mix.
+
+One kernel reads the product and writes what attention takes; one more turns the three gradients
+into the gradient of the product. Rotated values are made again from the product, not kept. Against
+compiled torch this saves two passes over queries and keys, and putting gradients side by side.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+_ROWS = 16  # tokens a program
+
+
+def split_heads_twin(
+    qkv: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    num_heads: int,
+    opening: Tensor | None,
+    value: Tensor | None,
+    gain: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The definition: qkv (B, T, (H + 2 G) D) -> q (B, T, H, D), k and v (B, T, G, D).
+
+    Args:
+        qkv: queries, keys and values side by side.
+        cos: (T, 1, D / 2), of the angles by which queries and keys are turned.
+        sin: likewise.
+        num_heads: H.
+        opening: (B, T, G), how far each head opens for `value`, before the sigmoid; or None.
+        value: (B, T, G D), added to the values times twice the sigmoid; None with `opening`.
+        gain: factor on normed queries and keys.
+    """
+    B, T, D = qkv.size(0), qkv.size(1), 2 * cos.size(-1)
+    heads = qkv.view(B, T, -1, D)
+    num_shared = (heads.size(2) - num_heads) // 2
+    q, k, v = heads.split([num_heads, num_shared, num_shared], dim=2)
+    if opening is not None and value is not None:
+        v = v + 2 * torch.sigmoid(opening)[..., None] * value.view(B, T, num_shared, D)
+    q, k = (gain * _rotate_norm(x, cos, sin) for x in (q, k))
+    return q, k, v
+
+
+def _rotate_norm(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    left, right = x.chunk(2, dim=-1)
+    x = torch.cat([left * cos + right * sin, right * cos - left * sin], dim=-1)
+    return F.rms_norm(x, (x.size(-1),), eps=1e-6)
+
+
+def split_heads(
+    qkv: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    num_heads: int,
+    opening: Tensor | None,
+    value: Tensor | None,
+    gain: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """As the twin, which it is on a CPU."""
+    if qkv.device.type == "cpu":
+        return split_heads_twin(qkv, cos, sin, num_heads, opening, value, gain)
+    q, k, v = split_forward(qkv, cos, sin, opening, value, num_heads, gain)
+    return q, k, v
+
+
+def is_supported(head_dim: int) -> bool:
+    """Whether the kernels can do heads of this size."""
+    return head_dim in (32, 64, 128, 256)
+
+
+def _shapes(qkv: Tensor, cos: Tensor, num_heads: int) -> tuple[int, int, int, int, int]:
+    """B, T, H, G, D."""
+    B, T, width = qkv.shape
+    D = 2 * cos.size(-1)
+    return B, T, num_heads, (width // D - num_heads) // 2, D
+
+
+@torch.library.custom_op("autoresearch::split_forward", mutates_args=())
+def split_forward(
+    qkv: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    opening: Tensor | None,
+    value: Tensor | None,
+    num_heads: int,
+    gain: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """q (B, T, H, D), k and v (B, T, G, D), each contiguous."""
+    from autoresearch.inside.ops import kernels
+
+    B, T, H, G, D = _shapes(qkv, cos, num_heads)
+    qkv, has_value = qkv.contiguous(), value is not None
+    q, k, v = qkv.new_empty(B, T, H, D), qkv.new_empty(B, T, G, D), qkv.new_empty(B, T, G, D)
+    kernels.split_heads[(-(-B * T // _ROWS),)](
+        qkv,
+        cos.contiguous(),
+        sin.contiguous(),
+        opening.contiguous() if opening is not None else qkv,
+        value.contiguous() if value is not None else qkv,
+        q,
+        k,
+        v,
+        B * T,
+        T,
+        gain,
+        H=H,
+        G=G,
+        HALF=D // 2,
+        ROWS=_ROWS,
+        HAS_VALUE=has_value,
+        num_warps=4,
+    )
+    return q, k, v
+
+
+@split_forward.register_fake
+def _(
+    qkv: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    opening: Tensor | None,
+    value: Tensor | None,
+    num_heads: int,
+    gain: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    B, T, H, G, D = _shapes(qkv, cos, num_heads)
+    return qkv.new_empty(B, T, H, D), qkv.new_empty(B, T, G, D), qkv.new_empty(B, T, G, D)
+
+
+@torch.library.custom_op("autoresearch::split_backward", mutates_args=())
+def split_backward(
+    dq: Tensor,
+    dk: Tensor,
+    dv: Tensor,
+    qkv: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    opening: Tensor | None,
+    value: Tensor | None,
+    gain: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of qkv, opening and value; the last two are empty if there is no value."""
+    from autoresearch.inside.ops import kernels
+
+    B, T, H, G, D = _shapes(qkv, cos, dq.size(2))
+    qkv, has_value = qkv.contiguous(), value is not None
+    dqkv = torch.empty_like(qkv)
+    dopening = qkv.new_empty(opening.shape if opening is not None else (0,))
+    dvalue = qkv.new_empty(value.shape if value is not None else (0,))
+    kernels.split_heads_backward[(-(-B * T // _ROWS),)](
+        dq.contiguous(),
+        dk.contiguous(),
+        dv.contiguous(),
+        qkv,
+        cos.contiguous(),
+        sin.contiguous(),
+        opening.contiguous() if opening is not None else qkv,
+        value.contiguous() if value is not None else qkv,
+        dqkv,
+        dopening if has_value else dqkv,
+        dvalue if has_value else dqkv,
+        B * T,
+        T,
+        gain,
+        H=H,
+        G=G,
+        HALF=D // 2,
+        ROWS=_ROWS,
+        HAS_VALUE=has_value,
+        num_warps=4,
+    )
+    return dqkv, dopening, dvalue
+
+
+@split_backward.register_fake
+def _(
+    dq: Tensor,
+    dk: Tensor,
+    dv: Tensor,
+    qkv: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    opening: Tensor | None,
+    value: Tensor | None,
+    gain: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    dopening = qkv.new_empty(opening.shape if opening is not None else (0,))
+    dvalue = qkv.new_empty(value.shape if value is not None else (0,))
+    return qkv.new_empty(qkv.shape), dopening, dvalue
+
+
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    qkv, cos, sin, opening, value, _, ctx.gain = inputs
+    ctx.has_value = value is not None
+    ctx.save_for_backward(qkv, cos, sin, *((opening, value) if ctx.has_value else ()))
+
+
+def _gradient(ctx: Any, dq: Tensor, dk: Tensor, dv: Tensor) -> tuple[Tensor | None, ...]:
+    qkv, cos, sin, *rest = ctx.saved_tensors
+    opening, value = rest if ctx.has_value else (None, None)
+    grads = split_backward(dq, dk, dv, qkv, cos, sin, opening, value, ctx.gain)
+    dqkv, dopening, dvalue = grads
+    if not ctx.has_value:
+        return dqkv, None, None, None, None, None, None
+    return dqkv, None, None, dopening, dvalue, None, None
+
+
+split_forward.register_autograd(_gradient, setup_context=_setup)
