@@ -381,9 +381,9 @@ def section_tune() -> None:
     N, C = 2**18, 512
     x, fc, flops = normal(N, C).detach(), normal(4 * C, C).detach(), 8.0 * N * C * C
     started = time.perf_counter()
-    mlp._quack().up(x, fc.mT, tuned=True)
+    mlp.load_quack().up(x, fc.mT, tuned=True)
     say(f"quack tuning took {time.perf_counter() - started:.1f} s")
-    ms = median_ms(lambda: mlp._quack().up(x, fc.mT, tuned=True))
+    ms = median_ms(lambda: mlp.load_quack().up(x, fc.mT, tuned=True))
     row("mlp quack tuned up", ms, flops, 0)
 
 

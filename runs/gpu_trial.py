@@ -43,6 +43,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=1, help="the first seed")
     parser.add_argument("--same-seed", action="store_true", help="use one seed for all runs")
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="constants of train.py")
+    parser.add_argument("--rows-at-once", type=int, default=64, help="rows a scored chunk (64: logits of 4.3 GB)")
     parser.add_argument("--audit", action="store_true", help="audit every run")
     parser.add_argument("--out", type=Path, help="JSON of all measurements")
     return parser.parse_args()
@@ -67,7 +68,8 @@ def main() -> None:
     changes = {name: ast.literal_eval(value) for name, _, value in (item.partition("=") for item in args.set)}
     presets = [load_preset(name) for name in args.preset or ["h100"]]
     data = {"corpus": "files", "path": args.corpus, "vocab_size": 8192, "context": 2048}
-    config = override(Config(), data=data, trial={"budget_s": args.budget})
+    trial = {"budget_s": args.budget, "score_rows_per_chunk": args.rows_at_once}
+    config = override(Config(), data=data, trial=trial)
     dataset = prepare(config.data, args.home)
     print(f"data ready after {time.monotonic() - began:.0f} s: {dataset.num_train_rows} rows", flush=True)
     device = hardware.pick_device("cuda")

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from autoresearch.inside import ops
 from autoresearch.inside.candidate import load_train, set_threads
 from autoresearch.inside.harness import Run, load_weights
 from autoresearch.inside.presented import map_logits, map_tokens
@@ -27,6 +28,7 @@ def main() -> None:
     die_with_parent()
     channel = Channel.from_fd(int(sys.argv[1]))
     channel.send("hello")
+    ops.preload()  # while the candidate trains
     try:
         message = channel.receive()
         assert message is not None, "without a timeout there is always a message"

@@ -8,8 +8,11 @@ torch alone; triton, FlashAttention and quack come with the operators that use t
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import partial
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -70,6 +73,17 @@ def install(
     operators.names["mlp"] = f"{backend or 'torch'} ({reason})" if reason else backend
     if backend:
         operators.mlp = partial(_mlp.relu2_mlp, backend=backend)
+
+
+def preload() -> None:
+    """Import what `install` will want, for a process that has time now; touches no device."""
+    if not Path("/dev/nvidiactl").exists():
+        return
+    for name in ("autoresearch.inside.ops.kernels", "flash_attn.cute.interface"):
+        with suppress(Exception):  # whatever is missing or broken: `install` finds out
+            importlib.import_module(name)
+    with suppress(Exception):
+        _mlp.load_quack()
 
 
 def _has_triton() -> bool:

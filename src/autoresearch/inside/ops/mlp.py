@@ -109,7 +109,7 @@ relu2_forward.register_autograd(_gradient, setup_context=_setup)
 def _up(x: Tensor, fc: Tensor, backend: str) -> Tensor:
     """max(x fc^T, 0)^2."""
     if backend == "quack":
-        up: Tensor = _quack().up(x.detach(), fc.detach().mT, tuned=False)["D"]
+        up: Tensor = load_quack().up(x.detach(), fc.detach().mT, tuned=False)["D"]
         return up
     if backend == "triton":
         return gemm_relu2(x, fc)
@@ -120,7 +120,7 @@ def _down_gradient(grad: Tensor, proj: Tensor, squares: Tensor, backend: str) ->
     """The gradient before the activation: (grad proj) 2 sqrt(squares)."""
     if backend == "quack":
         operands = (grad.detach(), proj.detach(), squares.detach())
-        down: Tensor = _quack().down_gradient(*operands, tuned=False)["D"]
+        down: Tensor = load_quack().down_gradient(*operands, tuned=False)["D"]
         return down
     if backend == "triton":
         return gemm_relu2(grad, proj.mT.contiguous(), squares)
@@ -132,7 +132,7 @@ def _down(grad: Tensor, proj: Tensor, squares: Tensor) -> Tensor:
 
 
 @cache
-def _quack() -> Any:
+def load_quack() -> Any:
     """The epilogues; compiled once, kept where Triton keeps its kernels if that is set."""
     folder = os.environ.get("TRITON_CACHE_DIR")
     if folder:

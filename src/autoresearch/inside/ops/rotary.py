@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+HEAD_DIMS = (32, 64, 128, 256)  # that the kernels can do; none: plain torch everywhere
 _ROWS = 16  # tokens a program
 
 
@@ -70,7 +71,7 @@ def split_heads(
 
 def is_supported(head_dim: int) -> bool:
     """Whether the kernels can do heads of this size."""
-    return head_dim in (32, 64, 128, 256)
+    return head_dim in HEAD_DIMS
 
 
 def _shapes(qkv: Tensor, cos: Tensor, num_heads: int) -> tuple[int, int, int, int, int]:
