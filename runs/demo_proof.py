@@ -74,20 +74,32 @@ def describe(history: History) -> str:
 
 def main() -> None:
     """All tries, one line each."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--tries", type=int, default=5)
-    parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()) / "autoresearch-proof")
+    parser.add_argument(
+        "--folder", type=Path, default=Path(tempfile.gettempdir()) / "autoresearch-proof"
+    )
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     results = []
     for number in range(1, args.tries + 1):
         folder = args.folder / f"try{number}-{time.time_ns()}"
         began = time.monotonic()
-        command = [sys.executable, "-c", "from autoresearch.cli import main; main()", "demo", str(folder)]
+        command = [
+            sys.executable,
+            "-c",
+            "from autoresearch.cli import main; main()",
+            "demo",
+            str(folder),
+        ]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         seconds = time.monotonic() - began
         if done.returncode:
-            raise SystemExit(f"try {number}: the demo failed with {done.returncode}:\n{done.stdout}\n{done.stderr}")
+            raise SystemExit(
+                f"try {number}: the demo failed with {done.returncode}:\n{done.stdout}\n{done.stderr}"
+            )
         if done.stdout:
             (folder / "demo.log").write_text(done.stdout)
         result = {"try": number, "demo_s": round(seconds, 1), **compare(folder)}

@@ -29,21 +29,43 @@ from autoresearch.values.records import Measurement, Purpose, to_json
 from autoresearch.workspace import load_preset
 
 ROW = "{:<12}{:>5} {:<9}{:>8}{:>9}{:>8}{:>8}{:>8}{:>8}{:>9}{:>7}{:>8}{:>9}"
-HEAD = ("preset", "seed", "outcome", "bpb", "decoded", "start_s", "train_s", "score_s", "total_s", "tokens_M", "steps", "mfu_%", "peak_MB")
+HEAD = (
+    "preset",
+    "seed",
+    "outcome",
+    "bpb",
+    "decoded",
+    "start_s",
+    "train_s",
+    "score_s",
+    "total_s",
+    "tokens_M",
+    "steps",
+    "mfu_%",
+    "peak_MB",
+)
 
 
 def parse_arguments() -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--corpus", required=True, help="folder with .jsonl files, val.jsonl among them")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--corpus", required=True, help="folder with .jsonl files, val.jsonl among them"
+    )
     parser.add_argument("--home", required=True, type=Path, help="where prepared data and runs go")
     parser.add_argument("--preset", action="append", help="presets to run (default h100)")
     parser.add_argument("--budget", type=float, default=60.0, help="seconds a run may train")
     parser.add_argument("--seeds", type=int, default=1, help="runs a preset")
     parser.add_argument("--seed", type=int, default=1, help="the first seed")
     parser.add_argument("--same-seed", action="store_true", help="use one seed for all runs")
-    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="constants of train.py")
-    parser.add_argument("--rows-at-once", type=int, default=64, help="rows a scored chunk (64: logits of 4.3 GB)")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="NAME=VALUE", help="constants of train.py"
+    )
+    parser.add_argument(
+        "--rows-at-once", type=int, default=64, help="rows a scored chunk (64: logits of 4.3 GB)"
+    )
     parser.add_argument("--audit", action="store_true", help="audit every run")
     parser.add_argument("--out", type=Path, help="JSON of all measurements")
     return parser.parse_args()
@@ -51,13 +73,17 @@ def parse_arguments() -> argparse.Namespace:
 
 def row_of(preset: str, run: Measurement) -> str:
     """One line of the table."""
-    bpb, decoded = (f"{x:.4f}" if x is not None else "-" for x in (run.val_bpb, run.val_bpb_decoded))
+    bpb, decoded = (
+        f"{x:.4f}" if x is not None else "-" for x in (run.val_bpb, run.val_bpb_decoded)
+    )
     seconds = [f"{s:.1f}" for s in (run.startup_s, run.training_s, run.scoring_s, run.total_s)]
     reported = run.reported
     tokens, mfu = (f"{reported.get(name, 0):.1f}" for name in ("total_tokens_M", "mfu_percent"))
     peak = f"{run.peak_memory_mb:.0f}" if run.peak_memory_mb else "-"
     steps = reported.get("num_steps", 0)
-    return ROW.format(preset, run.seed, run.outcome, bpb, decoded, *seconds, tokens, steps, mfu, peak)
+    return ROW.format(
+        preset, run.seed, run.outcome, bpb, decoded, *seconds, tokens, steps, mfu, peak
+    )
 
 
 def main() -> None:
@@ -65,20 +91,35 @@ def main() -> None:
     args = parse_arguments()
     guard_this_process()
     began = time.monotonic()
-    changes = {name: ast.literal_eval(value) for name, _, value in (item.partition("=") for item in args.set)}
+    changes = {
+        name: ast.literal_eval(value)
+        for name, _, value in (item.partition("=") for item in args.set)
+    }
     presets = [load_preset(name) for name in args.preset or ["h100"]]
     data = {"corpus": "files", "path": args.corpus, "vocab_size": 8192, "context": 2048}
     trial = {"budget_s": args.budget, "score_rows_per_chunk": args.rows_at_once}
     config = override(Config(), data=data, trial=trial)
     dataset = prepare(config.data, args.home)
-    print(f"data ready after {time.monotonic() - began:.0f} s: {dataset.num_train_rows} rows", flush=True)
+    print(
+        f"data ready after {time.monotonic() - began:.0f} s: {dataset.num_train_rows} rows",
+        flush=True,
+    )
     device = hardware.pick_device("cuda")
     print(json.dumps(hardware.describe_machine(device)), flush=True)
     sandbox = open_sandbox("auto")
     print(f"sandbox: {sandbox.level}", flush=True)
     cache = CompileCache(args.home / "cache")
-    host = Host(config=config, dataset=dataset, sandbox=sandbox, device=device, clock=SystemClock(), cache=cache)
-    template = (Path(sys.modules["autoresearch"].__file__ or "").parent / "templates" / "train.py").read_text()
+    host = Host(
+        config=config,
+        dataset=dataset,
+        sandbox=sandbox,
+        device=device,
+        clock=SystemClock(),
+        cache=cache,
+    )
+    template = (
+        Path(sys.modules["autoresearch"].__file__ or "").parent / "templates" / "train.py"
+    ).read_text()
     runs: list[tuple[str, Measurement]] = []
     print(ROW.format(*HEAD), flush=True)
     with Referee(host) as referee:
@@ -101,15 +142,26 @@ def main() -> None:
                 runs.append((preset.name, run))
                 print(row_of(preset.name, run), flush=True)
                 if not run.is_scored:
-                    print(f"  {run.reason}\n{(spec.artifacts / 'stdout.log').read_text()[-3000:]}", flush=True)
+                    print(
+                        f"  {run.reason}\n{(spec.artifacts / 'stdout.log').read_text()[-3000:]}",
+                        flush=True,
+                    )
                 elif run.was_audited:
                     print(f"  audit: {json.dumps(run.audit)}", flush=True)
     for preset in presets:
-        scores = [run.val_bpb_decoded for name, run in runs if name == preset.name and run.val_bpb_decoded is not None]
+        scores = [
+            run.val_bpb_decoded
+            for name, run in runs
+            if name == preset.name and run.val_bpb_decoded is not None
+        ]
         if len(scores) > 1:
-            print(f"{preset.name}: mean {statistics.fmean(scores):.4f} sigma {statistics.stdev(scores):.4f} over {len(scores)}")
+            print(
+                f"{preset.name}: mean {statistics.fmean(scores):.4f} sigma {statistics.stdev(scores):.4f} over {len(scores)}"
+            )
     if args.out:
-        args.out.write_text(json.dumps([{"preset": name, **to_json(run)} for name, run in runs], indent=1))
+        args.out.write_text(
+            json.dumps([{"preset": name, **to_json(run)} for name, run in runs], indent=1)
+        )
 
 
 if __name__ == "__main__":

@@ -29,9 +29,13 @@ COMMAND = (sys.executable, "-c", "from autoresearch.cli import main; main()")
 
 def call(folder: Path, *arguments: str) -> None:
     """One command of ours in a workspace."""
-    done = subprocess.run([*COMMAND, *arguments], cwd=folder, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [*COMMAND, *arguments], cwd=folder, capture_output=True, text=True, check=False
+    )
     if done.returncode:
-        raise SystemExit(f"{arguments} failed with {done.returncode}:\n{done.stdout}\n{done.stderr}")
+        raise SystemExit(
+            f"{arguments} failed with {done.returncode}:\n{done.stdout}\n{done.stderr}"
+        )
 
 
 def curve(folder: Path) -> list[dict[str, object]]:
@@ -82,10 +86,14 @@ def final(folders: dict[str, Path], rounds: int) -> dict[str, list[float]]:
 
 def main() -> None:
     """Alternate, then compare."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--kinds", nargs="+", default=["tpe", "random"])
     parser.add_argument("--trials", type=int, default=40)
-    parser.add_argument("--rounds", type=int, default=6, help="fresh runs of each champion at the end")
+    parser.add_argument(
+        "--rounds", type=int, default=6, help="fresh runs of each champion at the end"
+    )
     parser.add_argument("--preset", default="demo")
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()))
     parser.add_argument("--out", type=Path)
@@ -102,9 +110,14 @@ def main() -> None:
             print(json.dumps({"kind": kind, **point}), flush=True)
     scores = final(folders, args.rounds)
     for name, values in scores.items():
-        print(f"{name:<10} {statistics.fmean(values):.4f}  sigma {statistics.stdev(values):.4f}  {values}")
+        print(
+            f"{name:<10} {statistics.fmean(values):.4f}  sigma {statistics.stdev(values):.4f}  {values}"
+        )
     if args.out:
-        result = {"curves": {kind: curve(folder) for kind, folder in folders.items()}, "final": scores}
+        result = {
+            "curves": {kind: curve(folder) for kind, folder in folders.items()},
+            "final": scores,
+        }
         args.out.write_text(json.dumps(result, indent=1))
 
 

@@ -68,7 +68,7 @@ def await_device(config: Config, device: str, clock: Clock) -> None:
     while config.trial.busy_device != "ignore" and (reason := hardware.is_busy(device)):
         if config.trial.busy_device == "refuse":
             raise UserError(
-                f"{device} is busy: {reason}; free it, or set busy_device = \"wait\" or \"ignore\" under [trial]"
+                f'{device} is busy: {reason}; free it, or set busy_device = "wait" or "ignore" under [trial]'
             )
         print(f"waiting for {device}: {reason}", file=sys.stderr, flush=True)
         clock.sleep(BUSY_POLL_S)

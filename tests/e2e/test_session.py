@@ -209,6 +209,15 @@ def test_disturbed_runs_are_made_again(bench: Bench) -> None:
     assert bench.verdicts == ["discard", "discard"]
 
 
+def test_a_machine_that_stays_disturbed_costs_the_trial_not_the_session(bench: Bench) -> None:
+    """Three disturbed runs in a row end the trial without a judgement; the next one goes on."""
+    bench.run({"SCORE": 2.5})
+    bench.referee.outcomes = [Outcome.DISTURBED] * 3
+    bench.run({"SCORE": 2.5}, {"SCORE": 1.7}, {"SCORE": 1.8})
+    assert bench.verdicts == ["discard", "discard", "keep"]
+    assert "disturbed 3 times" in bench.history.trials[1].decision.reason
+
+
 @pytest.mark.parametrize("dies_at", range(1, 12))
 def test_resumes_after_a_death_at_any_run(bench: Bench, dies_at: int) -> None:
     """Whatever had finished stays; the same verdicts fall as without the death."""
@@ -348,9 +357,14 @@ def test_hooks_are_told_and_cannot_hurt(bench: Bench) -> None:
 
 @pytest.mark.parametrize(
     ("reported", "said"),
-    [({"initial_sum": 1.5}, "the seed is not used"), ({"mfu_percent": 240.0}, "its count is wrong")],
+    [
+        ({"initial_sum": 1.5}, "the seed is not used"),
+        ({"mfu_percent": 240.0}, "its count is wrong"),
+    ],
 )
-def test_oddities_are_told_and_not_judged(bench: Bench, reported: dict[str, Any], said: str) -> None:
+def test_oddities_are_told_and_not_judged(
+    bench: Bench, reported: dict[str, Any], said: str
+) -> None:
     """A model that ignores its seed, and a throughput that cannot be, are flags."""
     bench.referee.reported = reported
     bench.run({"SCORE": 1.8})

@@ -7,8 +7,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from autoresearch.data.pystdlib import hidden_folders
 from autoresearch.data.dataset import Dataset
+from autoresearch.data.pystdlib import hidden_folders
 from autoresearch.referee.cache import CompileCache
 from autoresearch.referee.peer import Peer, open_inside
 from autoresearch.system import hardware

@@ -30,7 +30,15 @@ from autoresearch.search.researchers import Exhausted, Researcher
 from autoresearch.search.stop import Interrupts, stop_reason
 from autoresearch.values.config import Config
 from autoresearch.values.errors import Interrupted, TrialFailed, UserError
-from autoresearch.values.records import Decision, Measurement, Outcome, Proposal, Purpose, Trial, Verdict
+from autoresearch.values.records import (
+    Decision,
+    Measurement,
+    Outcome,
+    Proposal,
+    Purpose,
+    Trial,
+    Verdict,
+)
 
 DISTURBED_RERUNS = 3
 REFUSALS_IN_A_ROW = 50
@@ -140,7 +148,9 @@ class Session:
             self._require_champion()
             if self.interrupts.is_wanted:
                 return
-        times = [run.scoring_s for run in self.history.runs_of(self.history.baseline) if run.is_scored]
+        times = [
+            run.scoring_s for run in self.history.runs_of(self.history.baseline) if run.is_scored
+        ]
         if times:
             limit_s = max(LEAST_SCORING_LIMIT_S, SCORING_LIMIT_FACTOR * max(times))
             self.referee.scoring.limit_s = limit_s
@@ -186,6 +196,10 @@ class Session:
         while True:
             history = self.history
             trial = self._trial(trial.trial_id)
+            last = [run.outcome for run in trial.runs[-DISTURBED_RERUNS:]]
+            if last == [Outcome.DISTURBED] * DISTURBED_RERUNS:
+                reason = f"not judged: the machine was disturbed {len(last)} times in a row"
+                return Decision(verdict=Verdict.DISCARD, reason=reason)
             step = next_step(
                 self.config.judge,
                 measure_noise(history, self._is_paired),
@@ -208,7 +222,9 @@ class Session:
             self._measure(self.history.champion, need.purpose, need.why)
             self._require_champion()
         else:
-            is_audited = need.wants_audit or secrets.randbelow(1000) < 1000 * self.config.judge.audit_frac
+            is_audited = (
+                need.wants_audit or secrets.randbelow(1000) < 1000 * self.config.judge.audit_frac
+            )
             self._measure(trial.commit, need.purpose, need.why, trial=trial, is_audited=is_audited)
 
     def _deciding_run(self, trial: Trial) -> Measurement | None:
@@ -220,7 +236,13 @@ class Session:
         """The second presentation that every trial about to be kept goes through; a verdict if it fails."""
         run = self._deciding_run(trial)
         if run is None:  # resumed after a death: the weights are gone, so a run is made again
-            self._measure(trial.commit, Purpose.REPLICATE, "audit after a restart", trial=trial, is_audited=True)
+            self._measure(
+                trial.commit,
+                Purpose.REPLICATE,
+                "audit after a restart",
+                trial=trial,
+                is_audited=True,
+            )
             return None
         if run.was_audited:
             return None
@@ -234,7 +256,13 @@ class Session:
         return None
 
     def _measure(
-        self, commit: str, purpose: Purpose, why: str, *, trial: Trial | None = None, is_audited: bool = False
+        self,
+        commit: str,
+        purpose: Purpose,
+        why: str,
+        *,
+        trial: Trial | None = None,
+        is_audited: bool = False,
     ) -> Measurement:
         """One run, recorded; again where the machine was disturbed."""
         for _ in range(DISTURBED_RERUNS):
@@ -319,7 +347,9 @@ def find_oddity(measurement: Measurement, before: tuple[Measurement, ...]) -> st
     reported = measurement.reported
     mfu = reported.get("mfu_percent")
     if isinstance(mfu, int | float) and mfu > 100:
-        return f"run {measurement.run_id} reports {mfu:.0f} % of the chip's peak: its count is wrong"
+        return (
+            f"run {measurement.run_id} reports {mfu:.0f} % of the chip's peak: its count is wrong"
+        )
     start = reported.get("initial_sum")
     for run in before:
         is_other = run.commit == measurement.commit and run.seed != measurement.seed

@@ -26,7 +26,11 @@ def stop_reason(
         return f"{hours:.2f} hours have passed (max_hours = {settings.max_hours:g})"
     if settings.target_bpb and champion_bpb is not None and champion_bpb <= settings.target_bpb:
         return f"the champion scores {champion_bpb:.4f} (target_bpb = {settings.target_bpb:g})"
-    kept = [i for i, trial in enumerate(closed) if trial.decision and trial.decision.verdict is Verdict.KEEP]
+    kept = [
+        i
+        for i, trial in enumerate(closed)
+        if trial.decision and trial.decision.verdict is Verdict.KEEP
+    ]
     since = len(closed) - (kept[-1] + 1 if kept else 0)
     if settings.plateau_trials and since >= settings.plateau_trials:
         return f"{since} trials without a keep (plateau_trials = {settings.plateau_trials})"

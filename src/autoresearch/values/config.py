@@ -15,7 +15,9 @@ from typing import Any, get_type_hints
 from autoresearch.values.errors import UserError
 
 
-def _field(default: Any, meaning: str, choices: tuple[Any, ...] = (), low: float | None = None) -> Any:
+def _field(
+    default: Any, meaning: str, choices: tuple[Any, ...] = (), low: float | None = None
+) -> Any:
     """One setting: its default, a line of help with its unit, the choices or the smallest value allowed."""
     return field(default=default, metadata={"help": meaning, "choices": choices, "low": low})
 
@@ -24,12 +26,16 @@ def _field(default: Any, meaning: str, choices: tuple[Any, ...] = (), low: float
 class DataSettings:
     """What text to train and score on. Changing any of it makes another dataset, prepared beside the old one."""
 
-    corpus: str = _field("pystdlib", "corpus name", ("climbmix", "fineweb-edu", "tinystories", "files", "pystdlib"))
+    corpus: str = _field(
+        "pystdlib", "corpus name", ("climbmix", "fineweb-edu", "tinystories", "files", "pystdlib")
+    )
     path: str = _field("", "folder of the corpus `files`")
     num_shards: int = _field(10, "training shards to download (Hugging Face corpora)", low=1)
     vocab_size: int = _field(8192, "tokens in the vocabulary, special ones included", low=260)
     context: int = _field(2048, "tokens a row", low=8)
-    score_tokens: int = _field(5_600_000, "validation tokens scored, rounded down to whole rows", low=1)
+    score_tokens: int = _field(
+        5_600_000, "validation tokens scored, rounded down to whole rows", low=1
+    )
     holdout_tokens: int = _field(5_600_000, "holdout tokens, rounded down to whole rows", low=1)
 
 
@@ -42,9 +48,13 @@ class TrialSettings:
     threads: int = _field(0, "CPU threads of the candidate; 0: all cores", low=0)
     startup_limit_s: float = _field(180.0, "seconds from spawn to ready at most", low=1)
     startup_allowance_s: float = _field(90.0, "seconds from spawn to ready that are free", low=0)
-    memory_gb: float = _field(0.0, "host memory of a candidate, GiB; 0: 80 % of the machine's", low=0)
+    memory_gb: float = _field(
+        0.0, "host memory of a candidate, GiB; 0: 80 % of the machine's", low=0
+    )
     score_rows_per_chunk: int = _field(16, "rows that the presenter answers at once", low=1)
-    busy_device: str = _field("wait", "what to do when others use the GPU", ("wait", "refuse", "ignore"))
+    busy_device: str = _field(
+        "wait", "what to do when others use the GPU", ("wait", "refuse", "ignore")
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,10 +71,14 @@ class JudgeSettings:
     policy: str = _field("screen", "rule for keeping", ("greedy", "screen", "confirm-all"))
     calibration_runs: int = _field(6, "runs of the baseline that measure the noise", low=2)
     champion_runs: int = _field(3, "fresh runs of a new champion", low=1)
-    pairing: str = _field("auto", "compare with champion runs next in time; auto: on CPU", ("auto", "on", "off"))
+    pairing: str = _field(
+        "auto", "compare with champion runs next in time; auto: on CPU", ("auto", "on", "off")
+    )
     champion_every_trials: int = _field(10, "trials between runs of the champion", low=1)
     champion_every_s: float = _field(3600.0, "seconds between runs of the champion", low=1)
-    implausible_gain_frac: float = _field(0.05, "gain over the champion that is rerun with the full audit", low=0)
+    implausible_gain_frac: float = _field(
+        0.05, "gain over the champion that is rerun with the full audit", low=0
+    )
     floor_bpb: float = _field(0.3, "scores under this are rerun with the full audit", low=0)
     audit_frac: float = _field(0.1, "share of runs audited beside those about to be kept", low=0)
 
@@ -87,7 +101,9 @@ class SessionSettings:
     max_hours: float = _field(0.0, "stop after this many hours", low=0)
     target_bpb: float = _field(0.0, "stop when the champion scores this or less", low=0)
     plateau_trials: int = _field(0, "stop after this many trials without a keep", low=0)
-    on_keep: str = _field("", "shell command run after a keep; AUTORESEARCH_* variables say what happened")
+    on_keep: str = _field(
+        "", "shell command run after a keep; AUTORESEARCH_* variables say what happened"
+    )
     on_stop: str = _field("", "shell command run when the session ends")
 
 
@@ -132,7 +148,10 @@ def parse_config(text: str, origin: str = "autoresearch.toml") -> Config:
 
 def override(config: Config, **changes: dict[str, Any]) -> Config:
     """`config` with some values of some tables replaced: override(config, trial={"budget_s": 5.0})."""
-    tables = {name: dataclasses.replace(getattr(config, name), **values) for name, values in changes.items()}
+    tables = {
+        name: dataclasses.replace(getattr(config, name), **values)
+        for name, values in changes.items()
+    }
     return dataclasses.replace(config, **tables)
 
 

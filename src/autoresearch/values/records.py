@@ -19,7 +19,9 @@ class Outcome(StrEnum):
     CRASH = "crash"
     TIMEOUT = "timeout"
     CHEAT = "cheat"
-    DISTURBED = "disturbed"  # the machine slept, or was otherwise not fit to measure: rerun, never judged
+    DISTURBED = (
+        "disturbed"  # the machine slept, or was otherwise not fit to measure: rerun, never judged
+    )
     INTERRUPTED = "interrupted"
 
 
@@ -131,7 +133,9 @@ def to_json(record: Any) -> dict[str, Any]:
 
 def measurement_from_json(body: dict[str, Any]) -> Measurement:
     """The inverse of `to_json` for a Measurement; unknown keys are an error, not a surprise later."""
-    return Measurement(**{**body, "purpose": Purpose(body["purpose"]), "outcome": Outcome(body["outcome"])})
+    return Measurement(
+        **{**body, "purpose": Purpose(body["purpose"]), "outcome": Outcome(body["outcome"])}
+    )
 
 
 def decision_from_json(body: dict[str, Any]) -> Decision:

@@ -3,12 +3,12 @@
 The study is built anew from the ledger's trials for every proposal, so there is no second record
 that could disagree, and a resumed session proposes what the dead one would have.
 
-A train.py has some thirty constants and a short search ten trials, so every proposal moves a random
-quarter to two thirds of them and leaves the champion's values elsewhere. The first eight trials
-move them by Gaussian steps from the champion; from then on the estimator chooses the values, seeing
-only the constants that are to move. On a noisy quadratic in the constants of our train.py this
-closed more than twice as much of the gap in 40 trials as joint draws did, and the estimator over
-all constants after ten joint draws lay between (runs/tpe_table.py).
+A train.py has some thirty constants and a short search ten trials. The first eight trials take
+turns: Gaussian steps of a random quarter to two thirds of the constants from the champion, and
+draws of all constants from their ranges, which leave a poor start faster. From then on the
+estimator chooses the values of such a random share, seeing only the constants that are to move. On
+a noisy quadratic in the constants of our train.py this share closed more than twice as much of the
+gap in 40 trials as joint draws did (runs/tpe_table.py, with steps alone in the first trials).
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from typing import Any
 from autoresearch.search.history import FRESH, History
 from autoresearch.search.noise import has_score, score_of
 from autoresearch.search.researchers.space import (
+    draw,
     propose_values,
     searchable_constants,
     step,
@@ -30,7 +31,7 @@ from autoresearch.search.researchers.space import (
 from autoresearch.values.constants import Constant
 from autoresearch.values.records import Proposal, Trial, Verdict
 
-_NUM_LOCAL = 8  # trials that step from the champion before the estimator takes over
+_NUM_FIRST = 8  # trials before the estimator takes over: steps and draws in turn
 _MOVED_FRAC = (1 / 4, 2 / 3)  # of the constants, in one proposal
 _CRASH_PERCENTILE = 90  # of all scores: what a run without a score counts as
 _FAILED = (Verdict.CRASH, Verdict.TIMEOUT)
@@ -39,7 +40,7 @@ Point = tuple[Mapping[str, Any], float]
 
 
 class TpeResearcher:
-    """Local steps first, then TPE; the same seed and history give the same proposal."""
+    """Steps and draws first, then TPE; the same seed and history give the same proposal."""
 
     name = "tpe"
 
@@ -54,9 +55,11 @@ class TpeResearcher:
         least, most = (max(1, round(frac * len(constants))) for frac in _MOVED_FRAC)
 
         def draw_values() -> dict[str, Any]:
+            if len(points) <= _NUM_FIRST and history.num_proposals % 2:
+                return {name: draw(constant, rng) for name, constant in constants.items()}
             names = rng.sample(sorted(constants), rng.randint(least, most))
             moved = {name: constants[name] for name in names}
-            if len(points) <= _NUM_LOCAL:
+            if len(points) <= _NUM_FIRST:
                 return {name: step(constant, rng) for name, constant in moved.items()}
             return _suggest(moved, points, rng.getrandbits(31))
 
