@@ -1,7 +1,8 @@
 """Does the demo find a better model? Hardware: any 2 cores; time: about 8 minutes a try.
 
-Each try runs `autoresearch demo` in a fresh folder, then the champion (B) against the baseline (A) in 3 pairs of fresh
-runs in the order A B, B A, A B. Expected: mean difference over its standard error above 3 in at least 4 of 5 tries.
+Each try runs `autoresearch demo` in a fresh folder, then the champion (B) against the baseline (A)
+in 3 pairs of fresh runs in the order A B, B A, A B. Expected: mean difference over its standard
+error above 3 in at least 4 of 5 tries.
 
 Usage: python runs/demo_proof.py [--tries 5] [--folder FOLDER] [--out results.json]
 """
@@ -98,7 +99,8 @@ def main() -> None:
         seconds = time.monotonic() - began
         if done.returncode:
             raise SystemExit(
-                f"try {number}: the demo failed with {done.returncode}:\n{done.stdout}\n{done.stderr}"
+                f"try {number}: the demo failed with "
+                f"{done.returncode}:\n{done.stdout}\n{done.stderr}"
             )
         if done.stdout:
             (folder / "demo.log").write_text(done.stdout)

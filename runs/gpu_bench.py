@@ -677,8 +677,8 @@ def load_train(constants: dict[str, Any]) -> ModuleType:
     path = folder / "train.py"
     path.write_text(source)
     spec = importlib.util.spec_from_file_location(f"train_{abs(hash(source))}", path)
-    assert spec is not None  # noqa: S101
-    assert spec.loader is not None  # noqa: S101
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[module.__name__] = module
     spec.loader.exec_module(module)

@@ -1,6 +1,8 @@
-"""Sandboxed runs on one CUDA device, scored by our scorer, as one table. Hardware: one GPU; time: runs x (budget + 30 s).
+"""Sandboxed runs on one CUDA device, scored by our scorer, as one table. Hardware: one GPU; time:
+runs x (budget + 30 s).
 
-Usage: python runs/gpu_trial.py --corpus FOLDER_OF_JSONL --home CACHE [--preset h100] [--budget 60] [--seeds 2]
+Usage: python runs/gpu_trial.py --corpus FOLDER_OF_JSONL --home CACHE [--preset h100] [--budget 60]
+[--seeds 2]
                                 [--set NAME=VALUE ...] [--audit] [--out table.json]
 The first run of a preset has cold compile caches; the others start from the first one's.
 """
@@ -156,7 +158,8 @@ def main() -> None:
         ]
         if len(scores) > 1:
             print(
-                f"{preset.name}: mean {statistics.fmean(scores):.4f} sigma {statistics.stdev(scores):.4f} over {len(scores)}"
+                f"{preset.name}: mean {statistics.fmean(scores):.4f} sigma "
+                f"{statistics.stdev(scores):.4f} over {len(scores)}"
             )
     if args.out:
         args.out.write_text(

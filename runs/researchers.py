@@ -1,9 +1,12 @@
-"""Researchers side by side from one baseline. Hardware: any 2 cores; time: about 13 s a run on the demo preset.
+"""Researchers side by side from one baseline. Hardware: any 2 cores; time: about 13 s a run on the
+demo preset.
 
-Trials alternate between the researchers, each in a workspace of its own, so that the machine's drift meets all alike; at
-the end every champion meets the baseline and the other champions in fresh runs, in turn.
+Trials alternate between the researchers, each in a workspace of its own, so that the machine's
+drift meets all alike; at the end every champion meets the baseline and the other champions in fresh
+runs, in turn.
 
-Usage: python runs/researchers.py [--kinds tpe random] [--trials 40] [--preset demo] [--folder FOLDER] [--out curve.json]
+Usage: python runs/researchers.py [--kinds tpe random] [--trials 40] [--preset demo] [--folder
+FOLDER] [--out curve.json]
 """
 
 from __future__ import annotations
@@ -39,7 +42,9 @@ def call(folder: Path, *arguments: str) -> None:
 
 
 def curve(folder: Path) -> list[dict[str, object]]:
-    """Trial by trial: verdict, score, and the gain over the baseline so far (sum of the judged gains that were kept)."""
+    """Trial by trial: verdict, score, and the gain over the baseline so far (sum of the judged
+    gains that were kept).
+    """
     with Ledger.read(workspaces.open_workspace(folder).ledger_path) as ledger:
         history = ledger.history()
     gained, points = 0.0, []
@@ -111,7 +116,8 @@ def main() -> None:
     scores = final(folders, args.rounds)
     for name, values in scores.items():
         print(
-            f"{name:<10} {statistics.fmean(values):.4f}  sigma {statistics.stdev(values):.4f}  {values}"
+            f"{name:<10} {statistics.fmean(values):.4f}  sigma {statistics.stdev(values):.4f}  "
+            f"{values}"
         )
     if args.out:
         result = {

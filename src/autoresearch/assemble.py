@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from autoresearch.data.dataset import Dataset, open_dataset
@@ -68,7 +68,7 @@ def await_device(config: Config, device: str, clock: Clock) -> None:
     while config.trial.busy_device != "ignore" and (reason := hardware.is_busy(device)):
         if config.trial.busy_device == "refuse":
             raise UserError(
-                f'{device} is busy: {reason}; free it, or set busy_device = "wait" or "ignore" under [trial]'
+                f"{device} is busy: {reason}; free it, or set busy_device under [trial] to 'wait'"
             )
         print(f"waiting for {device}: {reason}", file=sys.stderr, flush=True)
         clock.sleep(BUSY_POLL_S)
@@ -146,7 +146,8 @@ def train_once(
 def sample(
     workspace: Workspace, config: Config, prompt: str, count: int, temperature: float, seed: int
 ) -> str:
-    """Text that the champion goes on with after `prompt`, computed behind the walls that scoring uses.
+    """Text that the champion goes on with after `prompt`, computed behind the walls that scoring
+    uses.
 
     Raises:
         UserError: no kept trial has its weights on disk.
@@ -191,10 +192,8 @@ def collect_garbage(workspace: Workspace, config: Config) -> int:
     folders = sorted(workspace.runs_folder.glob("*/weights.safetensors"))
     spared = set()
     if folders:
-        try:
+        with suppress(UserError):
             spared.add(champion_artifacts(workspace) / "weights.safetensors")
-        except UserError:
-            pass
     total = sum(path.stat().st_size for path in folders)
     freed = 0
     for path in folders:

@@ -1,4 +1,6 @@
-"""The loop, with a referee that computes scores from a constant instead of training: pytest tests/e2e/test_session.py"""
+"""The loop, with a referee that computes scores from a constant instead of training: pytest
+tests/e2e/test_session.py
+"""
 
 from __future__ import annotations
 

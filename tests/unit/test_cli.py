@@ -140,6 +140,12 @@ def test_help_has_examples_that_parse(call: Call, name: str) -> None:
         assert used <= set(FROZEN[name].split())
 
 
+def _plain_environment() -> dict[str, str]:
+    """Ours, without coverage in the child: it brings sqlite3 along."""
+    kept = {k: v for k, v in os.environ.items() if not k.startswith("COVERAGE")}
+    return {**kept, "PYTHONPATH": SOURCE}
+
+
 def test_help_imports_nothing_heavy() -> None:
     """`--help` answers at once because it loads no rich, no numpy, no room with work in it."""
     script = (
@@ -152,9 +158,7 @@ def test_help_imports_nothing_heavy() -> None:
         "print('LOADED', sorted(heavy & set(sys.modules)), file=sys.stderr)\n"
         "print('ROOMS', sorted({m.split('.')[1] for m in rooms}), file=sys.stderr)\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", script], env={**os.environ, "PYTHONPATH": SOURCE}, **PIPES
-    )
+    done = subprocess.run([sys.executable, "-c", script], env=_plain_environment(), **PIPES)
     assert "Usage: autoresearch" in done.stdout
     assert "LOADED []" in done.stderr
     assert "ROOMS ['cli', 'values']" in done.stderr

@@ -35,7 +35,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 _COMMANDS: tuple[Callable[..., None], ...] = (
-    *(work.demo, work.init, work.prepare, work.run, work.train, work.replay, work.sample),
+    *(work.demo, work.init, work.prepare, work.run, work.train, work.replay, look.sample),
     *(look.status, look.report, look.show, look.diff, look.export, work.gc, look.doctor),
 )
 for _command in _COMMANDS:

@@ -1,15 +1,16 @@
-"""Commands that only show: they read the ledger, also beside a running session."""
+"""Commands that only show. They read the ledger, also beside a running session."""
 
 from __future__ import annotations
 
 import dataclasses
+import secrets
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from autoresearch.cli import options
-from autoresearch.cli.options import AsJson, TrialName, Where
+from autoresearch.cli.options import AsJson, RunSeed, TrialName, Where
 
 
 def status(
@@ -171,3 +172,32 @@ def doctor(workspace: Where = None, as_json: AsJson = False) -> None:
                 console.print(Text(f"{'':18}-> {check.remedy}", style="dim"), soft_wrap=True)
     if any(check.status == "fail" for check in checks):
         raise typer.Exit(1)
+
+
+def sample(
+    workspace: Where = None,
+    prompt: Annotated[str, typer.Option(metavar="TEXT", help="Text to go on from.")] = "",
+    tokens: Annotated[int, typer.Option(min=1, metavar="N", help="Tokens to write.")] = 128,
+    temperature: Annotated[
+        float, typer.Option(min=0, metavar="T", help="0: always the likeliest token.")
+    ] = 0.8,
+    seed: RunSeed = None,
+    as_json: AsJson = False,
+) -> None:
+    """Let the champion write, in the sandbox.
+
+    \b
+    Examples:
+      autoresearch sample --prompt "def read" --tokens 200
+      autoresearch sample --temperature 0
+    """
+    from autoresearch import assemble
+    from autoresearch.views.text import clean_lines
+
+    opened = options.open_at(workspace)
+    fresh = secrets.randbits(31) if seed is None else seed
+    text = assemble.sample(opened, opened.config, prompt, tokens, temperature, fresh)
+    if as_json:
+        options.print_json({"prompt": prompt, "text": text})
+    else:
+        typer.echo("\n".join(clean_lines(text)))

@@ -298,35 +298,6 @@ def replay(
         raise typer.Exit(1)
 
 
-def sample(
-    workspace: Where = None,
-    prompt: Annotated[str, typer.Option(metavar="TEXT", help="Text to go on from.")] = "",
-    tokens: Annotated[int, typer.Option(min=1, metavar="N", help="Tokens to write.")] = 128,
-    temperature: Annotated[
-        float, typer.Option(min=0, metavar="T", help="0: always the likeliest token.")
-    ] = 0.8,
-    seed: RunSeed = None,
-    as_json: AsJson = False,
-) -> None:
-    """Let the champion write, in the sandbox.
-
-    \b
-    Examples:
-      autoresearch sample --prompt "def read" --tokens 200
-      autoresearch sample --temperature 0
-    """
-    from autoresearch import assemble
-    from autoresearch.views.text import clean_lines
-
-    opened = options.open_at(workspace)
-    fresh = secrets.randbits(31) if seed is None else seed
-    text = assemble.sample(opened, opened.config, prompt, tokens, temperature, fresh)
-    if as_json:
-        options.print_json({"prompt": prompt, "text": text})
-    else:
-        typer.echo("\n".join(clean_lines(text)))
-
-
 def gc(
     workspace: Where = None,
     cap: Annotated[

@@ -1,7 +1,9 @@
-"""Entry point of the sandboxed process that trains: python -m autoresearch.inside.candidate CHANNEL_FD.
+"""Entry point of the sandboxed process that trains: python -m autoresearch.inside.candidate
+CHANNEL_FD.
 
-It says `hello` once torch is imported, waits for `load` (settings, and the descriptor that the weights go into), imports
-train.py and calls its main. An exception becomes a `failed` message for people to read; the referee does not need it.
+It says `hello` once torch is imported, waits for `load` (settings, and the descriptor that the
+weights go into), imports train.py and calls its main. An exception becomes a `failed` message for
+people to read; the referee does not need it.
 """
 
 from __future__ import annotations
@@ -22,7 +24,8 @@ from autoresearch.wire.channel import Channel, ChannelClosed
 def load_train(path: str) -> ModuleType:
     """Import `path` as the module `train`, as torch.compile and pickle expect a module to be."""
     spec = importlib.util.spec_from_file_location("train", path)
-    assert spec is not None and spec.loader is not None, "a .py path always has a loader"
+    assert spec is not None, "a .py path always has a spec"
+    assert spec.loader is not None, "and a loader"
     module = importlib.util.module_from_spec(spec)
     sys.modules["train"] = module
     spec.loader.exec_module(module)

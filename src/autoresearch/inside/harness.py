@@ -2,15 +2,16 @@
 
     def build_model(run): ...             a module: tokens (B, T) -> logits (B, T, V)
     def main(run):
-        model = build_model(run)
-        with run.warmup(model, optimizer):    off the clock, on run.synthetic_rows(n); state is restored afterwards
+        model = build_model(run) with run.warmup(model, optimizer):    off the clock, on
+        run.synthetic_rows(n); state is restored afterwards
             ...
         shards = run.start()                  the clock starts; from here on tokens are real
         while run.proceed():                  False when another step would not fit
             ...; run.report(step=..., loss=...)
         run.submit(model)                     hands over the weights and does not return
 
-This side is untrusted: the referee holds the real clock and kills what overruns it, whatever this file says.
+This side is untrusted: the referee holds the real clock and kills what overruns it, whatever this
+file says.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 from typing import Any, NoReturn
 
 import torch
@@ -58,7 +60,9 @@ class Run:
         self._initial_sum: float | None = None  # of all weights before training
 
     def synthetic_rows(self, num_rows: int) -> Tensor:
-        """Random tokens shaped like training rows, (num_rows, context + 1) int16, for compilation and warm-up."""
+        """Random tokens shaped like training rows, (num_rows, context + 1) int16, for compilation
+        and warm-up.
+        """
         generator = torch.Generator().manual_seed(self.seed)
         shape = (num_rows, self.context + 1)
         rows = torch.randint(0, self.vocab_size, shape, generator=generator, dtype=torch.int32)
@@ -67,7 +71,9 @@ class Run:
 
     @contextmanager
     def warmup(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> Iterator[None]:
-        """Steps inside are free of charge and of consequence: model, optimizer and generators are put back."""
+        """Steps inside are free of charge and of consequence: model, optimizer and generators are
+        put back.
+        """
         self._reserve_s = _hand_over_s(model, self.device)
         weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
         moments = _clone_state(optimizer)
@@ -91,7 +97,8 @@ class Run:
         """Say that we are ready, wait for the clock, and return the training rows.
 
         Returns:
-            One tensor a shard, (rows, context + 1) int16: the bits of uint16 token ids, mapped read-only.
+            One tensor a shard, (rows, context + 1) int16: the bits of uint16 token ids, mapped
+            read-only.
         """
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
@@ -105,7 +112,8 @@ class Run:
     def proceed(self) -> bool:
         """Whether one more step and the hand-over fit; call it before every step.
 
-        On CUDA it waits for the step before the last, so that the time read here is the device's, two steps late.
+        On CUDA it waits for the step before the last, so that the time read here is the device's,
+        two steps late.
         """
         if self.device.type == "cuda":
             event = torch.cuda.Event()
@@ -115,8 +123,7 @@ class Run:
                 self._events.popleft().synchronize()
         now = time.monotonic()
         self._calls.append(now)
-        times = list(self._calls)
-        step_s = max((b - a for a, b in zip(times, times[1:], strict=False)), default=0.0)
+        step_s = max((b - a for a, b in pairwise(self._calls)), default=0.0)
         queued_s = step_s * len(self._events)
         return now + queued_s + step_s + self._reserve_s < self._started_at + self.budget_s
 
@@ -132,14 +139,17 @@ class Run:
         return time.monotonic() - self._started_at
 
     def report(self, *, step: int, loss: Tensor | float | None = None, **facts: float) -> None:
-        """Telemetry for whoever watches, twice a second at most; a loss on a device is read one report late."""
+        """Telemetry for whoever watches, twice a second at most.
+
+        A loss on a device is read one report late.
+        """
         now = time.monotonic()
         if now - self._reported_at < REPORT_EVERY_S:
             return
         self._reported_at = now
         late, self._late_loss = self._late_loss, _detached(loss)
         shown = late if self.device.type == "cuda" else self._late_loss
-        values = {"step": step, "elapsed_s": self.elapsed_s, **facts}
+        values: dict[str, Any] = {"step": step, "elapsed_s": self.elapsed_s, **facts}
         if shown is not None:
             values["loss"] = float(shown)
         values = {name: _plain(value) for name, value in values.items()}
@@ -148,7 +158,10 @@ class Run:
         self._channel.send("progress", values=values)
 
     def submit(self, model: nn.Module, **facts: float | int | str) -> NoReturn:
-        """Hand over the weights as safetensors bytes; the referee stops the clock and ends this process."""
+        """Hand over the weights as safetensors bytes.
+
+        The referee stops the clock and ends this process.
+        """
         from safetensors.torch import save
 
         tensors, aliases = _unique_tensors(model)
@@ -167,7 +180,8 @@ def load_weights(model: nn.Module, fd: int) -> None:
     """Fill `model` from the safetensors bytes in `fd`, every name exactly once.
 
     Raises:
-        RuntimeError, ValueError, OSError: other names or shapes than the model has, or damaged bytes.
+        RuntimeError, ValueError, OSError: other names or shapes than the model has, or damaged
+        bytes.
     """
     from safetensors.torch import load
 
@@ -185,14 +199,17 @@ def load_weights(model: nn.Module, fd: int) -> None:
 
 def _hand_over_s(model: nn.Module, device: torch.device) -> float:
     """Seconds to set aside for handing over a model of this size; measured rates, halved."""
-    size_bytes = sum(
+    size_bytes: int = sum(
         tensor.numel() * tensor.element_size() for tensor in model.state_dict().values()
     )
     return 0.05 + size_bytes / (1.0e9 if device.type == "cuda" else 0.3e9)
 
 
 def _unique_tensors(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """State dict on the host, without torch.compile's prefixes; names that share memory become aliases of the first."""
+    """State dict on the host, without torch.compile's prefixes.
+
+    Names that share memory become aliases of the first.
+    """
     tensors: dict[str, Tensor] = {}
     aliases: dict[str, str] = {}
     first: dict[tuple[Any, ...], str] = {}
@@ -231,7 +248,10 @@ def _clone_state(optimizer: torch.optim.Optimizer) -> dict[Any, dict[str, Any]]:
 
 
 def _restore_state(optimizer: torch.optim.Optimizer, saved: dict[Any, dict[str, Any]]) -> None:
-    """Put moments back into the tensors they are in (compiled code holds on to those); forget new ones."""
+    """Put moments back into the tensors they are in (compiled code holds on to those).
+
+    Forget new ones.
+    """
     for parameter in list(optimizer.state):
         state, before = optimizer.state[parameter], saved.get(parameter)
         if before is None:

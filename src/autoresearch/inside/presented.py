@@ -22,7 +22,9 @@ def map_tokens(fd: int, shape: tuple[int, int]) -> Tensor:
 
 
 def map_logits(fd: int, shape: tuple[int, int, int], device: torch.device) -> Tensor:
-    """The logits buffer, (rows, context, vocab) float32, writable: device memory on CUDA, else host memory."""
+    """The logits buffer, (rows, context, vocab) float32, writable: device memory on CUDA, else host
+    memory.
+    """
     if device.type == "cuda":
         memory = device_memory.import_fd(fd, 4 * math.prod(shape), device.index or 0)
         return device_memory.as_tensor(memory, shape)

@@ -1,9 +1,11 @@
-"""Entry point of the fresh sandboxed process that answers the scorer: python -m autoresearch.inside.presenter CHANNEL_FD.
+"""Entry point of the fresh sandboxed process that answers the scorer: python -m
+autoresearch.inside.presenter CHANNEL_FD.
 
-It imports torch, says `hello` and waits without touching a device. `load` brings settings, the submitted weights, the
-token buffer (read-only) and the logits buffer; from then on the other end of the channel is the scorer's, and every
-`forward` is answered with `done` once the logits of the tokens in the buffer are written. Errors leave as a fixed code:
-nothing that this process says in words gets out.
+It imports torch, says `hello` and waits without touching a device. `load` brings settings, the
+submitted weights, the token buffer (read-only) and the logits buffer; from then on the other end of
+the channel is the scorer's, and every `forward` is answered with `done` once the logits of the
+tokens in the buffer are written. Errors leave as a fixed code: nothing that this process says in
+words gets out.
 """
 
 from __future__ import annotations

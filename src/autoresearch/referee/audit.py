@@ -1,16 +1,22 @@
-"""Did the model use what it must not? Compare the scored presentation with one in a fresh sandbox that sees only decoys.
+"""Did the model use what it must not? Compare the scored presentation with one in a fresh sandbox
+that sees only decoys.
 
-A decoy is a validation row cut at a random place and continued with real text of another row; decoys come in another
-order and other batches. Both presentations are asked for the tokens of the row itself, up to the first one after the cut,
-which the decoy does not show: until there both had the same past, so an honest causal model predicts them equally well,
-but for the noise of its kernels. Three things can differ:
+A decoy is a validation row cut at a random place and continued with real text of another row;
+decoys come in another order and other batches. Both presentations are asked for the tokens of the
+row itself, up to the first one after the cut, which the decoy does not show: until there both had
+the same past, so an honest causal model predicts them equally well, but for the noise of its
+kernels. Three things can differ:
 
-* the *cut* arm: where the first presentation predicts these tokens better, it used the future of the row;
-* the *control* arm (rows continued with their own text): where the first is better even here, it used other rows, memory
+* the *cut* arm: where the first presentation predicts these tokens better, it used the future of
+the row;
+* the *control* arm (rows continued with their own text): where the first is better even here, it
+used other rows, memory
   or adaptation, for a lone fresh look at the same text does worse;
-* noise in both directions without a gain: scoring that does not repeat, no cheat but no measurement either.
+* noise in both directions without a gain: scoring that does not repeat, no cheat but no measurement
+either.
 
-The noise of the cut arm is judged by the control arm's spread, so that a leak in a few rows stands out. Units: nats.
+The noise of the cut arm is judged by the control arm's spread, so that a leak in a few rows stands
+out. Units: nats.
 """
 
 from __future__ import annotations
@@ -31,7 +37,10 @@ UNREPEATABLE_NATS = 0.1  # mean absolute difference on equal text
 
 @dataclass(frozen=True, slots=True)
 class Decoys:
-    """Rows to show, (n, context + 1) int32; where each came from, where it was cut, and which are controls."""
+    """Rows to show, (n, context + 1) int32.
+
+    Where each came from, where it was cut, and which are controls.
+    """
 
     rows: NDArray[np.int32]
     source: NDArray[np.int64]
@@ -43,7 +52,10 @@ class Decoys:
 
 @dataclass(frozen=True, slots=True)
 class AuditReport:
-    """`finding` is "", "future", "memory" or "unrepeatable"; the figures behind it, in nats a token."""
+    """`finding` is "", "future", "memory" or "unrepeatable".
+
+    The figures behind it, in nats a token.
+    """
 
     finding: str
     num_decoys: int
@@ -55,7 +67,9 @@ class AuditReport:
 
 
 def make_decoys(rows: NDArray[np.int32], chunk_rows: int, seed: int) -> Decoys:
-    """A sample of `rows` (n, context + 1), shuffled, three in four cut and continued with another row's text."""
+    """A sample of `rows` (n, context + 1), shuffled, three in four cut and continued with another
+    row's text.
+    """
     rng = np.random.default_rng(seed)
     count = min(len(rows), max(MAX_DECOYS, chunk_rows))
     source = rng.choice(len(rows), size=count, replace=False)
@@ -102,7 +116,10 @@ def compare(first: NDArray[np.float32], second: NDArray[np.float32], decoys: Dec
 def _row_gains(
     first: NDArray[np.float32], second: NDArray[np.float32], cut: NDArray[np.int64], near: int
 ) -> NDArray[np.float64]:
-    """Mean gain a row over the last `near` targets with the same past (0: all). Column t predicts token t + 1."""
+    """Mean gain a row over the last `near` targets with the same past (0: all).
+
+    Column t predicts token t + 1.
+    """
     gain = second.astype(np.float64) - first
     ends = cut
     starts = np.maximum(0, ends - near) if near else np.zeros_like(ends)

@@ -1,8 +1,10 @@
-"""Compile caches between trials: read from the parent commit, written to a private layer, kept only with the trial.
+"""Compile caches between trials: read from the parent commit, written to a private layer, kept only
+with the trial.
 
-A run gets a private copy of its parent's cache, so nothing that it writes reaches another run. What is there at `ready`,
-before any training token has been seen, is staged: regular files only, up to a size and a number. The process that wrote
-them is still running and may swap a file for a link or a pipe at any moment, so files are opened first and looked at then. `keep` makes the staged files the
+A run gets a private copy of its parent's cache, so nothing that it writes reaches another run. What
+is there at `ready`, before any training token has been seen, is staged: regular files only, up to a
+size and a number. The process that wrote them is still running and may swap a file for a link or a
+pipe at any moment, so files are opened first and looked at then. `keep` makes the staged files the
 cache of the commit; `drop` forgets them. Runs of `confirm` name no parent and start empty.
 """
 
@@ -28,7 +30,10 @@ class CompileCache:
 
     @contextmanager
     def private(self, parent: str) -> Iterator[Path]:
-        """A writable copy of the parent commit's cache that is destroyed afterwards; empty where there is none."""
+        """A writable copy of the parent commit's cache that is destroyed afterwards.
+
+        Empty where there is none.
+        """
         self.folder.mkdir(parents=True, exist_ok=True)
         private = Path(tempfile.mkdtemp(prefix="private-", dir=self.folder))
         try:
@@ -61,7 +66,9 @@ class CompileCache:
 
 
 def _copy_regular(source: Path, target: Path) -> None:
-    """Copy regular files, without following a link anywhere, until MOST_BYTES or MOST_FILES are reached."""
+    """Copy regular files, without following a link anywhere, until MOST_BYTES or MOST_FILES are
+    reached.
+    """
     left_bytes, left_files = MOST_BYTES, MOST_FILES
     for folder, _, names, folder_fd in os.fwalk(source, follow_symlinks=False):
         inside = target / Path(folder).relative_to(source)
@@ -75,7 +82,10 @@ def _copy_regular(source: Path, target: Path) -> None:
 
 
 def _copy_file(folder_fd: int, name: str, target: Path, most_bytes: int) -> int:
-    """Copy one regular file of at most `most_bytes`; the bytes written, 0 where it is something else."""
+    """Copy one regular file of at most `most_bytes`.
+
+    The bytes written, 0 where it is something else.
+    """
     flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     try:
         fd = os.open(name, flags, dir_fd=folder_fd)

@@ -1,4 +1,7 @@
-"""What all runs on one device share: settings, data in memory, walls, clock. Starts candidates and presenters."""
+"""What all runs on one device share: settings, data in memory, walls, clock.
+
+Starts candidates and presenters.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +24,10 @@ from autoresearch.wire.buffer import SharedBuffer, frozen_copy
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunSpec:
-    """What to run, once. `cache_parent` is the commit whose compile caches the run may see ("": none)."""
+    """What to run, once.
+
+    `cache_parent` is the commit whose compile caches the run may see ("": none).
+    """
 
     run_id: int
     source: str
@@ -42,8 +48,9 @@ class RunSpec:
 class Host:
     """One device with everything that a run on it needs.
 
-    `inside` is the package whose `candidate` and `presenter` are started, and `inside_path` a folder that it is imported
-    from besides the usual ones: tests have stubs there that do without torch.
+    `inside` is the package whose `candidate` and `presenter` are started, and `inside_path` a
+    folder that it is imported from besides the usual ones: tests have stubs there that do without
+    torch.
     """
 
     config: Config
@@ -57,7 +64,9 @@ class Host:
     _shards: list[SharedBuffer] = field(default_factory=list)
 
     def load_shards(self) -> None:
-        """Read the training tokens into memory that nobody can write, so that no run pays for the disk."""
+        """Read the training tokens into memory that nobody can write, so that no run pays for the
+        disk.
+        """
         if not self._shards:
             self._shards = [frozen_copy(path, path.name) for path in self.dataset.train_shards]
 
@@ -89,7 +98,9 @@ class Host:
         return {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
 
     def spawn(self, role: str, spec: RunSpec, cache_folder: Path) -> Peer:
-        """Start a candidate or presenter that sees the run's train.py and a compile cache of its own."""
+        """Start a candidate or presenter that sees the run's train.py and a compile cache of its
+        own.
+        """
         walls = self._walls(spec, cache_folder)
         cache = self.sandbox.inside(walls, cache_folder)
         env = {

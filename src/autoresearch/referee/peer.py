@@ -1,4 +1,6 @@
-"""A process on the other side of a channel: candidates and presenters behind walls, the scorer beside us."""
+"""A process on the other side of a channel: candidates and presenters behind walls, the scorer
+beside us.
+"""
 
 from __future__ import annotations
 
@@ -64,7 +66,8 @@ class Peer:
         """Kill the whole tree and close our end; a second call does nothing.
 
         Raises:
-            AutoresearchError: a process survived SIGKILL, so nothing measured beside it can be trusted.
+            AutoresearchError: a process survived SIGKILL, so nothing measured beside it can be
+            trusted.
         """
         if self._is_ended:
             return
@@ -73,7 +76,8 @@ class Peer:
         self._is_ended = True
         if survivors:
             raise AutoresearchError(
-                f"processes {survivors} of the {self.name} survived SIGKILL; look at them with `ps -fp`"
+                f"processes {survivors} of the {self.name} survived SIGKILL; look at them with `ps "
+                "-fp`"
             )
 
 

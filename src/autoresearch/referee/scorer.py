@@ -1,12 +1,15 @@
-"""Trusted process that holds validation tokens and turns a presenter's logits into nats: python -m ... CHANNEL_FD.
+"""Trusted process that holds validation tokens and turns a presenter's logits into nats: python -m
+... CHANNEL_FD.
 
-It lives as long as the session. For every chunk of rows it writes tokens (never targets) into a buffer that only it can
-write, fills the logits buffer with NaN, asks the presenter, copies the answer once into private memory, and computes
-from that copy alone: log-softmax in float32, sums in float64. The presenter is free to scribble over the buffer
-afterwards. Every presentation gets buffers that no earlier one has seen, so that no presenter can leave a note for the
-next. Nats a token of the last presentations stay here, for the audit to compare with.
+It lives as long as the session. For every chunk of rows it writes tokens (never targets) into a
+buffer that only it can write, fills the logits buffer with NaN, asks the presenter, copies the
+answer once into private memory, and computes from that copy alone: log-softmax in float32, sums in
+float64. The presenter is free to scribble over the buffer afterwards. Every presentation gets
+buffers that no earlier one has seen, so that no presenter can leave a note for the next. Nats a
+token of the last presentations stay here, for the audit to compare with.
 
-Messages in: load, prepare, score, audit, generate. Out: ready, prepared, scored, audited, generated, failed with a code.
+Messages in: load, prepare, score, audit, generate. Out: ready, prepared, scored, audited,
+generated, failed with a code.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ import math
 import sys
 import time
 from collections import OrderedDict
+from contextlib import suppress
 from dataclasses import asdict
 from typing import Any
 
@@ -32,7 +36,10 @@ PRESENTATIONS_KEPT = 8
 
 
 class ScoringFailed(Exception):
-    """The presenter did not give usable logits; the text is one of the codes in scoring.FAILURES."""
+    """The presenter did not give usable logits.
+
+    The text is one of the codes in scoring.FAILURES.
+    """
 
 
 class Scorer:
@@ -55,9 +62,11 @@ class Scorer:
             self._make_device_logits()
 
     def make_buffers(self) -> list[int]:
-        """Fresh buffers for the next presentation; descriptors of tokens and logits, to be handed to the presenter.
+        """Fresh buffers for the next presentation; descriptors of tokens and logits, to be handed
+        to the presenter.
 
-        Device memory stays and is wiped: nobody but the scorer maps it now, its last presenter is dead.
+        Device memory stays and is wiped: nobody but the scorer maps it now, its last presenter is
+        dead.
         """
         self.tokens = torch.empty(0)  # lets go of the old mappings
         if self._device_fd < 0:
@@ -87,7 +96,8 @@ class Scorer:
         self.logits = device_memory.as_tensor(memory, self.logits_shape)
 
     def ask(self, presenter: Channel, tokens: Tensor, deadline: float) -> Tensor:
-        """The presenter's logits for `tokens` (n <= chunk_rows, context), as a private copy (n, context, vocab).
+        """The presenter's logits for `tokens` (n <= chunk_rows, context), as a private copy (n,
+        context, vocab).
 
         Raises:
             ScoringFailed: no answer in time, or another answer than `done`.
@@ -115,7 +125,8 @@ class Scorer:
         return private
 
     def nats_of(self, presenter: Channel, shown: Tensor, asked: Tensor, deadline: float) -> Tensor:
-        """Nats of the targets `asked` where the tokens `shown` are seen; all (n, context), float32 on the host.
+        """Nats of the targets `asked` where the tokens `shown` are seen; all (n, context), float32
+        on the host.
 
         Raises:
             ScoringFailed: as `ask`, or a nat that is not finite.
@@ -164,7 +175,10 @@ class Scorer:
         seed: int,
         deadline: float,
     ) -> list[int]:
-        """`count` tokens after `prompt`, drawn from the presenter's logits; special tokens are never drawn."""
+        """`count` tokens after `prompt`, drawn from the presenter's logits.
+
+        Special tokens are never drawn.
+        """
         generator = torch.Generator().manual_seed(seed)
         tokens = list(prompt)
         for _ in range(count):
@@ -188,7 +202,8 @@ class Scorer:
 def _nats(logits: Tensor, targets: Tensor) -> Tensor:
     """Cross-entropy a token in float32; a row at a time, for memory.
 
-    The largest logit is taken off first: at an offset of 1e9 float32 has steps of 64, which swallow the whole entropy.
+    The largest logit is taken off first: at an offset of 1e9 float32 has steps of 64, which swallow
+    the whole entropy.
     """
     parts = []
     for row_logits, row_targets in zip(logits, targets, strict=True):
@@ -201,7 +216,7 @@ def _nats(logits: Tensor, targets: Tensor) -> Tensor:
 def bits_per_byte(nats: Tensor, num_bytes: Tensor) -> float:
     """Nats summed in float64 over targets that have bytes, over ln 2 and those bytes."""
     counted = num_bytes > 0
-    total_nats = nats.double()[counted].sum().item()
+    total_nats: float = nats.double()[counted].sum().item()
     return total_nats / math.log(2) / int(num_bytes[counted].sum())
 
 
@@ -250,10 +265,8 @@ def main() -> None:
     """Serve on the descriptor named by the command line."""
     die_with_parent()
     guard_this_process()
-    try:
+    with suppress(ChannelClosed):
         serve(Channel.from_fd(int(sys.argv[1])))
-    except ChannelClosed:
-        pass
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """The resident scorer, and presenters for it to question.
 
-A presenter is started in a sandbox of its own, told only train.py, weights and buffers, and then talks to the scorer alone:
-its end of the channel is handed over. The scorer's answer is the only thing that comes back.
+A presenter is started in a sandbox of its own, told only train.py, weights and buffers, and then
+talks to the scorer alone: its end of the channel is handed over. The scorer's answer is the only
+thing that comes back.
 """
 
 from __future__ import annotations
@@ -67,7 +68,8 @@ class Scoring:
     def present(
         self, presenter: Peer, kind: str, spec: RunSpec, weights: SharedBuffer, **body: Any
     ) -> dict[str, Any]:
-        """Load `weights` into a waiting presenter, hand its channel to the scorer, return the scorer's answer.
+        """Load `weights` into a waiting presenter, hand its channel to the scorer, return the
+        scorer's answer.
 
         Raises:
             TrialFailed: the presenter failed (crash, timeout) or the scorer died (disturbed).
@@ -94,7 +96,8 @@ class Scoring:
         """One question and its answer.
 
         Raises:
-            TrialFailed: the scorer died or does not answer; it is ended, the next `open` starts another.
+            TrialFailed: the scorer died or does not answer; it is ended, the next `open` starts
+            another.
         """
         assert self._scorer is not None, "_ready() starts it"
         try:

@@ -1,7 +1,9 @@
-"""The candidate's part of a run: spawn, `ready`, the clock, the weights. Every failure is an outcome with a reason.
+"""The candidate's part of a run: spawn, `ready`, the clock, the weights. Every failure is an
+outcome with a reason.
 
-Times are monotonic: `startup_s` from spawn to `ready`, `training_s` from the `start` message, which brings the training
-tokens, to the arrival of the whole weights. Whatever the candidate says of itself is telemetry.
+Times are monotonic: `startup_s` from spawn to `ready`, `training_s` from the `start` message, which
+brings the training tokens, to the arrival of the whole weights. Whatever the candidate says of
+itself is telemetry.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ from autoresearch.values.errors import TrialFailed
 from autoresearch.values.records import Outcome
 from autoresearch.values.text import one_line, plain_values
 from autoresearch.wire.buffer import SharedBuffer
+from autoresearch.wire.channel import Message
 
 GRACE_S, GRACE_FRAC = 0.5, 0.005  # how late weights may arrive: the larger of the two
 MOST_DRIFT_S = 1.0  # between the clocks; more means that the machine slept
@@ -85,8 +88,8 @@ class Training:
         finally:
             self.facts["training_s"] = clock.monotonic() - began
             if drift.seconds() > MOST_DRIFT_S:
-                reason = f"the clocks ran apart by {drift.seconds():.1f} s: the machine slept or was reset"
-                raise TrialFailed(Outcome.DISTURBED, reason)
+                apart = f"the clocks ran apart by {drift.seconds():.1f} s"
+                raise TrialFailed(Outcome.DISTURBED, f"{apart}: the machine slept or was reset")
         self._report(body.get("facts"))
         if began + self.facts["training_s"] > limit:
             raise self._too_late("submit", limit - began)
@@ -138,7 +141,7 @@ class Training:
             self._note(message.kind, message.body, started_at)
         raise self._too_late(kind, limit - began)
 
-    def _receive(self, awaited: str, timeout_s: float) -> Any:
+    def _receive(self, awaited: str, timeout_s: float) -> Message | None:
         try:
             return self.candidate.receive(max(0.0, timeout_s))
         except PeerGone as gone:

@@ -24,8 +24,10 @@ from autoresearch.wire.buffer import SharedBuffer
 
 WEIGHTS_KEPT = 4  # of the last runs, in memory, for audits and for keeping
 FINDINGS = {
-    "future": "cheat: before a cut it predicts {gain} better when the true text follows: it reads ahead",
-    "memory": "cheat: it predicts {gain} better in the scored presentation than alone: it uses other rows or memory",
+    "future": "cheat: before a cut it predicts {gain} better when the true text follows: it reads "
+    "ahead",
+    "memory": "cheat: it predicts {gain} better in the scored presentation than alone: it uses "
+    "other rows or memory",
     "unrepeatable": "scoring is not repeatable: the same text differs by {difference} nats a token",
 }
 
@@ -53,7 +55,8 @@ class Referee:
         self.host.close()
 
     def run(self, spec: RunSpec, watch: Watch = never_stop) -> Measurement:
-        """Train and score `spec` once; what goes wrong on the candidate's side is an outcome, not an exception.
+        """Train and score `spec` once; what goes wrong on the candidate's side is an outcome, not
+        an exception.
 
         Raises:
             AutoresearchError: the trusted side itself failed.

@@ -23,7 +23,8 @@ class Branch:
         self._trials = f"refs/{self.name}/trials"
 
     def start(self) -> str:
-        """The commit that the branch starts from: the user's HEAD where it is new, else its own first one.
+        """The commit that the branch starts from: the user's HEAD where it is new, else its own
+        first one.
 
         Raises:
             WorkspaceError: the user has the research branch checked out.
@@ -74,6 +75,7 @@ class Branch:
         if at is not None and at not in known:
             raise TrustViolation(
                 f"{self._head_ref} is at {at[:12]}, which never was the champion; the ledger's is "
-                f"{history.champion[:12]}. Restore it: `git update-ref {self._head_ref} {history.champion}`"
+                f"{history.champion[:12]}. Restore it: `git update-ref {self._head_ref} "
+                f"{history.champion}`"
             )
         self._repository.set_ref(self._head_ref, history.champion, at)

@@ -1,4 +1,7 @@
-"""A command of the owner's, run when something happened: a message to a phone, say. It cannot hurt the session."""
+"""A command of the owner's, run when something happened: a message to a phone, say.
+
+It cannot hurt the session.
+"""
 
 from __future__ import annotations
 
@@ -11,13 +14,16 @@ LIMIT_S = 60.0
 
 
 def run_hook(command: str, event: str, facts: dict[str, object]) -> str:
-    """Run `command` in a shell with AUTORESEARCH_EVENT and AUTORESEARCH_<FACT> set; what went wrong, or ""."""
+    """Run `command` in a shell with AUTORESEARCH_EVENT and AUTORESEARCH_<FACT> set.
+
+    What went wrong, or "".
+    """
     if not command:
         return ""
     variables = {f"AUTORESEARCH_{name.upper()}": str(value) for name, value in facts.items()}
     env = {**os.environ, "AUTORESEARCH_EVENT": event, **variables}
     try:
-        done = subprocess.run(
+        done = subprocess.run(  # noqa: S602 - the owner's own command, from their own file
             command,
             shell=True,
             env=env,
@@ -33,5 +39,6 @@ def run_hook(command: str, event: str, facts: dict[str, object]) -> str:
     except OSError as error:
         return f"the hook for {event!r} did not start: {error}"
     if done.returncode:
-        return f"the hook for {event!r} failed with exit code {done.returncode}: {one_line(done.stderr)}"
+        said = one_line(done.stderr)
+        return f"the hook for {event!r} failed with exit code {done.returncode}: {said}"
     return ""

@@ -1,8 +1,10 @@
 """The loop: propose, run, judge, keep or revert, again, until a person or a stop rule ends it.
 
-`Session.run` is the whole of it. The ledger comes first: a trial exists once it is written there, its runs are written
-as they end, and after any death the next session goes on from the record. Git refs follow the ledger and never lead
-it: a trial's commit stays reachable at its own ref whatever its verdict, and the research branch moves by fast-forward.
+`Session.run` is the whole of it. The ledger comes first: a trial exists once it is written there,
+its runs are written as they end, and after any death the next session goes on from the record. Git
+refs follow the ledger and never lead
+it: a trial's commit stays reachable at its own ref whatever its verdict, and the research branch
+moves by fast-forward.
 """
 
 from __future__ import annotations
@@ -170,7 +172,10 @@ class Session:
             raise UserError(f"the champion gives no score: {trouble}; its output is in {where}")
 
     def _propose(self) -> Proposal:
-        """The next proposal that is worth running; what is refused is written down with the reason."""
+        """The next proposal that is worth running.
+
+        What is refused is written down with the reason.
+        """
         for _ in range(REFUSALS_IN_A_ROW):
             history = self.history
             parent = self.branch.read(history.champion)
@@ -192,7 +197,7 @@ class Session:
         return trial
 
     def _judge(self, trial: Trial) -> Decision:
-        """Runs of the candidate and, where the judge wants them, of the champion, until a verdict."""
+        """Runs of the candidate and, where wanted, of the champion, until a verdict."""
         while True:
             history = self.history
             trial = self._trial(trial.trial_id)
@@ -233,7 +238,10 @@ class Session:
         return runs[-1] if runs else None
 
     def _audit_last(self, trial: Trial) -> Decision | None:
-        """The second presentation that every trial about to be kept goes through; a verdict if it fails."""
+        """The second presentation that every trial about to be kept goes through.
+
+        A verdict if it fails.
+        """
         run = self._deciding_run(trial)
         if run is None:  # resumed after a death: the weights are gone, so a run is made again
             self._measure(
@@ -354,12 +362,16 @@ def find_oddity(measurement: Measurement, before: tuple[Measurement, ...]) -> st
     for run in before:
         is_other = run.commit == measurement.commit and run.seed != measurement.seed
         if is_other and start is not None and run.reported.get("initial_sum") == start:
-            return f"runs {run.run_id} and {measurement.run_id} start from equal weights: the seed is not used"
+            both = f"runs {run.run_id} and {measurement.run_id}"
+            return f"{both} start from equal weights: the seed is not used"
     return ""
 
 
 def champion_bpb(history: History) -> float | None:
-    """The champion's mean score over fresh runs; before there are any, the score it was kept with."""
+    """The champion's mean score over fresh runs.
+
+    Before there are any, the score it was kept with.
+    """
     scores = [run.val_bpb for run in history.runs_of(history.champion) if run.val_bpb is not None]
     if scores:
         return sum(scores) / len(scores)

@@ -1,7 +1,7 @@
 """When a session ends by itself, and how a person ends it.
 
-Nothing here is on by default: the loop goes on until somebody stops it. Ctrl-C once finishes the trial in hand, a second
-one stops it; SIGTERM is like the second.
+Nothing here is on by default: the loop goes on until somebody stops it. Ctrl-C once finishes the
+trial in hand, a second one stops it; SIGTERM is like the second.
 """
 
 from __future__ import annotations
@@ -38,7 +38,9 @@ def stop_reason(
 
 
 class Interrupts:
-    """Signals while a session runs: `is_wanted` after the first Ctrl-C, KeyboardInterrupt at the second."""
+    """Signals while a session runs: `is_wanted` after the first Ctrl-C, KeyboardInterrupt at the
+    second.
+    """
 
     def __init__(self) -> None:
         self.is_wanted = False

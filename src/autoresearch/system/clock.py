@@ -1,7 +1,8 @@
 """Time, as something that tests can move.
 
-Durations come from the monotonic clock, which stops while the machine sleeps and never jumps. The wall clock and the
-boot clock (which goes on during sleep) are read beside it only to notice sleep and jumps: `Drift`.
+Durations come from the monotonic clock, which stops while the machine sleeps and never jumps. The
+wall clock and the boot clock (which goes on during sleep) are read beside it only to notice sleep
+and jumps: `Drift`.
 """
 
 from __future__ import annotations
@@ -38,7 +39,10 @@ class SystemClock:
         return time.time()
 
     def boot(self) -> float:
-        """Seconds since some moment, sleep included; the monotonic clock where there is no boot clock."""
+        """Seconds since some moment, sleep included.
+
+        The monotonic clock where there is no boot clock.
+        """
         if hasattr(time, "CLOCK_BOOTTIME"):
             return time.clock_gettime(time.CLOCK_BOOTTIME)
         return time.monotonic()

@@ -1,6 +1,7 @@
 """Memory in use on an NVIDIA card, cheap enough to ask four times a second.
 
-Through the package nvidia-ml-py (extra `gpu`); without it nothing is known and the caller asks `nvidia-smi` less often.
+Through the package nvidia-ml-py (extra `gpu`); without it nothing is known and the caller asks
+`nvidia-smi` less often.
 """
 
 from __future__ import annotations

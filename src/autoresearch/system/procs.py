@@ -1,9 +1,11 @@
-"""Child processes with everything that they ever start: bounded output, watched memory, and a kill that leaves nobody.
+"""Child processes with everything that they ever start: bounded output, watched memory, and a kill
+that leaves nobody.
 
-A tree is killed by walking it while it is still connected, then by sweeping for orphans. Where the sandbox has a pid
-namespace, killing its first process takes all others with it, whatever they ignore or whichever session they moved to.
-Without one (sandbox level `none`), orphans are handed to us by the kernel (PR_SET_CHILD_SUBREAPER, Linux) and recognised
-by a marker in the environment they were started with; a process that wipes its own environment as well escapes, and
+A tree is killed by walking it while it is still connected, then by sweeping for orphans. Where the
+sandbox has a pid namespace, killing its first process takes all others with it, whatever they
+ignore or whichever session they moved to. Without one (sandbox level `none`), orphans are handed to
+us by the kernel (PR_SET_CHILD_SUBREAPER, Linux) and recognised by a marker in the environment they
+were started with; a process that wipes its own environment as well escapes, and
 docs/threat-model.md says so.
 """
 
@@ -24,12 +26,15 @@ from typing import IO
 import psutil
 
 _MARKER = "AUTORESEARCH_TREE"
-_PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_SET_CHILD_SUBREAPER = 1, 4, 36
+_PR_SET_PDEATHSIG, _PR_GET_DUMPABLE, _PR_SET_DUMPABLE, _PR_SET_CHILD_SUBREAPER = 1, 3, 4, 36
 _SIGKILL = 9
 
 
 class CappedOutput:
-    """The first and the last half of what a process printed; the middle of a flood is counted and dropped."""
+    """The first and the last half of what a process printed.
+
+    The middle of a flood is counted and dropped.
+    """
 
     def __init__(self, cap_bytes: int) -> None:
         self._half = max(1, cap_bytes // 2)
@@ -113,7 +118,10 @@ class ProcessTree:
         return list(self._seen.values())
 
     def kill(self, wait_s: float = 10.0) -> list[int]:
-        """Kill every process of the tree and wait for their end; the pids that survived (normally none)."""
+        """Kill every process of the tree and wait for their end.
+
+        The pids that survived (normally none).
+        """
         for _ in range(20):
             victims = {process.pid: process for process in [*self._members(), *self._orphans()]}
             living = [process for process in victims.values() if _is_living(process)]
@@ -134,10 +142,12 @@ class ProcessTree:
         return survivors
 
     def _bury(self) -> None:
-        """Take the exit codes of orphans that became our children, or they stay as zombies for as long as we live.
+        """Take the exit codes of orphans that became our children, or they stay as zombies for as
+        long as we live.
 
-        Nobody may have seen the inner process of a wrapper (bwrap) before it was an orphan, and a zombie shows no
-        marker, but its name. At worst this takes the exit code of another tree's wrapper that has just died.
+        Nobody may have seen the inner process of a wrapper (bwrap) before it was an orphan, and a
+        zombie shows no marker, but its name. At worst this takes the exit code of another tree's
+        wrapper that has just died.
         """
         dead = set(self._seen)
         for process in psutil.Process().children() if self._wrapper else []:
@@ -196,7 +206,7 @@ def spawn(
 
 
 def guard_this_process() -> None:
-    """Make this trusted process unreadable to others of its user, and the heir of orphans (Linux; else nothing)."""
+    """Make this trusted process unreadable to others, and the heir of orphans (on Linux)."""
     _prctl(_PR_SET_DUMPABLE, 0)
     _prctl(_PR_SET_CHILD_SUBREAPER, 1)
 
@@ -208,7 +218,10 @@ def die_with_parent() -> None:
 
 def is_dumpable() -> bool:
     """Whether another process of this user may read our memory; True where nobody can tell."""
-    return sys.platform != "linux" or ctypes.CDLL(None).prctl(3, 0, 0, 0, 0) != 0
+    if sys.platform != "linux":
+        return True
+    flag: int = ctypes.CDLL(None).prctl(_PR_GET_DUMPABLE, 0, 0, 0, 0)
+    return flag != 0
 
 
 def _prctl(option: int, value: int) -> None:

@@ -1,11 +1,14 @@
 """Walls around untrusted code, in levels.
 
-bubblewrap  own user, pid, network, ipc and mount namespaces: only bound paths exist, read-only; home and /tmp are
-            private memory; no network; the pid namespace takes every descendant with it when it is killed
-none        no walls: a process like any other. The trial's row says so, and docs/threat-model.md which invariants fall
+bubblewrap  own user, pid, network, ipc and mount namespaces: only bound paths exist, read-only;
+home and /tmp are
+            private memory; no network; the pid namespace takes every descendant with it when it is
+            killed
+none        no walls: a process like any other. The trial's row says so, and docs/threat-model.md
+which invariants fall
 
-Covered by bubblewrap: reading data, ledger and git; writing anywhere that lasts; talking to anybody; surviving the kill.
-Not covered: the kernel itself, the GPU driver, timing side channels.
+Covered by bubblewrap: reading data, ledger and git; writing anywhere that lasts; talking to
+anybody; surviving the kill. Not covered: the kernel itself, the GPU driver, timing side channels.
 """
 
 from __future__ import annotations
@@ -26,6 +29,7 @@ from autoresearch.values.errors import SandboxUnavailable
 
 HOME = "/candidate"  # where untrusted code finds itself inside bubblewrap
 LEVELS = ("bubblewrap", "none")  # best first
+PRIVATE = ("/tmp", "/run", "/dev/shm")  # noqa: S108 - paths inside, each an empty tmpfs
 PRIVATE_BYTES = 4 << 30  # of /tmp, and of the home
 
 
@@ -33,9 +37,9 @@ PRIVATE_BYTES = 4 << 30  # of /tmp, and of the home
 class Walls:
     """What one sandboxed process may see, besides Python, its packages and ours.
 
-    `readable` and `writable` map a path on this machine to its path inside (level none: they are the same paths, and
-    `inside` translates). `hidden` are folders under bound paths that must look empty. `device_nodes` are bound as they
-    are.
+    `readable` and `writable` map a path on this machine to its path inside (level none: they are
+    the same paths, and `inside` translates). `hidden` are folders under bound paths that must look
+    empty. `device_nodes` are bound as they are.
     """
 
     readable: Mapping[Path, str] = field(default_factory=dict)
@@ -163,7 +167,10 @@ def probe_levels() -> list[tuple[str, bool, str]]:
 
 @lru_cache(maxsize=1)
 def bubblewrap_problem() -> str:
-    """Why bubblewrap does not work here; "" where it does. Tried for real: distributions differ in what they forbid."""
+    """Why bubblewrap does not work here; "" where it does.
+
+    Tried for real: distributions differ in what they forbid.
+    """
     if sys.platform != "linux":
         return f"bubblewrap needs Linux, this is {sys.platform}"
     if shutil.which("bwrap") is None:
@@ -196,10 +203,11 @@ def _bwrap_options(walls: Walls, env: Mapping[str, str]) -> list[str]:
         "sandbox",
     ]
     options += ["--die-with-parent", "--new-session", "--cap-drop", "ALL", "--clearenv"]
-    for name, value in {"PATH": "/usr/bin:/bin", **env, "HOME": HOME, "TMPDIR": "/tmp"}.items():
+    own = {"HOME": HOME, "TMPDIR": PRIVATE[0]}
+    for name, value in {"PATH": "/usr/bin:/bin", **env, **own}.items():
         options += ["--setenv", name, value]
     options += ["--proc", "/proc", "--dev", "/dev"]
-    for folder in ("/tmp", "/run", "/dev/shm", HOME):
+    for folder in (*PRIVATE, HOME):
         options += ["--size", str(PRIVATE_BYTES), "--tmpfs", folder]
     for path in runtime_folders():
         options += ["--ro-bind", str(path), str(path)]
@@ -217,7 +225,7 @@ def _bwrap_options(walls: Walls, env: Mapping[str, str]) -> list[str]:
 
 @lru_cache(maxsize=1)
 def runtime_folders() -> tuple[Path, ...]:
-    """What Python, its packages, ours and a C compiler need, outermost first, none inside another."""
+    """What Python, its packages, ours and a C compiler need, outermost first, none in another."""
     package = Path(__file__).resolve().parents[1]
     wanted = [Path("/usr"), Path(sys.prefix), Path(sys.base_prefix), package]
     wanted += [Path(folder) for folder in [*site.getsitepackages(), *_python_path()]]

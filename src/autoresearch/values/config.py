@@ -1,8 +1,10 @@
-"""autoresearch.toml as frozen dataclasses. Unknown keys and bad values are errors that list what is valid.
+"""autoresearch.toml as frozen dataclasses. Unknown keys and bad values are errors that list what is
+valid.
 
-A preset (templates/presets.toml) gives a workspace its starting values; the file in the workspace then holds all of
-them, so that what a session does can be read in one place. Environment variables are for machine facts only:
-AUTORESEARCH_HOME (prepared data and caches; default ~/.cache/autoresearch).
+A preset (templates/presets.toml) gives a workspace its starting values; the file in the workspace
+then holds all of them, so that what a session does can be read in one place. Environment variables
+are for machine facts only: AUTORESEARCH_HOME (prepared data and caches; default
+~/.cache/autoresearch).
 """
 
 from __future__ import annotations
@@ -18,13 +20,18 @@ from autoresearch.values.errors import UserError
 def _field(
     default: Any, meaning: str, choices: tuple[Any, ...] = (), low: float | None = None
 ) -> Any:
-    """One setting: its default, a line of help with its unit, the choices or the smallest value allowed."""
+    """One setting: its default, a line of help with its unit, the choices or the smallest value
+    allowed.
+    """
     return field(default=default, metadata={"help": meaning, "choices": choices, "low": low})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DataSettings:
-    """What text to train and score on. Changing any of it makes another dataset, prepared beside the old one."""
+    """What text to train and score on.
+
+    Changing any of it makes another dataset, prepared beside the old one.
+    """
 
     corpus: str = _field(
         "pystdlib", "corpus name", ("climbmix", "fineweb-edu", "tinystories", "files", "pystdlib")
@@ -133,21 +140,22 @@ def parse_config(text: str, origin: str = "autoresearch.toml") -> Config:
     """The settings in `text`; what it leaves out has its default.
 
     Raises:
-        UserError: not TOML, an unknown table or key, a wrong type or value; all problems are named at once.
+        UserError: not TOML, an unknown table or key, a wrong type or value; all problems are named
+        at once.
     """
     try:
         document = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise UserError(f"{origin} is not valid TOML: {error}; mend the line it names") from error
     problems: list[str] = []
-    config = _build(Config, document, "", problems)
+    config: Config = _build(Config, document, "", problems)
     if problems:
         raise UserError(f"{origin}: " + "; ".join(problems))
     return config
 
 
 def override(config: Config, **changes: dict[str, Any]) -> Config:
-    """`config` with some values of some tables replaced: override(config, trial={"budget_s": 5.0})."""
+    """`config` with values of some tables replaced: override(config, trial={"budget_s": 5.0})."""
     tables = {
         name: dataclasses.replace(getattr(config, name), **values)
         for name, values in changes.items()

@@ -1,7 +1,9 @@
-"""What one run, one trial and one session leave behind, as frozen values that turn into JSON and back.
+"""What one run, one trial and one session leave behind, as frozen values that turn into JSON and
+back.
 
-A *run* executes one commit once and gives a `Measurement`. A *trial* is one proposal with all runs that judged it, and
-a verdict. Times are seconds; `at` is Unix time, for people; durations come from the monotonic clock.
+A *run* executes one commit once and gives a `Measurement`. A *trial* is one proposal with all runs
+that judged it, and a verdict. Times are seconds; `at` is Unix time, for people; durations come from
+the monotonic clock.
 """
 
 from __future__ import annotations
@@ -38,7 +40,7 @@ class Verdict(StrEnum):
 
 
 class Purpose(StrEnum):
-    """Why a run was made: only some may enter a champion's mean (design: those never selected on)."""
+    """Why a run was made: only runs that nothing was selected by enter a champion's mean."""
 
     CALIBRATE = "calibrate"
     SCREEN = "screen"
@@ -52,8 +54,8 @@ class Purpose(StrEnum):
 class Proposal:
     """One edit of train.py on top of `parent`, as full source, with a one-line description.
 
-    `parameters` are the constants that a classical optimizer chose, by name; None for structural edits.
-    `is_simplification` is declared beforehand (fewer AST nodes, judged by another rule).
+    `parameters` are the constants that a classical optimizer chose, by name; None for structural
+    edits. `is_simplification` is declared beforehand (fewer AST nodes, judged by another rule).
     """
 
     source: str
@@ -66,7 +68,10 @@ class Proposal:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measurement:
-    """One run. The first block is the referee's own; `reported` is the candidate's word, shown, never judged by."""
+    """One run. The first block is the referee's own.
+
+    `reported` is the candidate's word, shown, never judged by.
+    """
 
     run_id: int
     commit: str
@@ -101,7 +106,10 @@ class Measurement:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Decision:
-    """A verdict with its reason in plain words; `gain_bpb` is the champion's score minus the candidate's."""
+    """A verdict with its reason in plain words.
+
+    `gain_bpb` is the champion's score minus the candidate's.
+    """
 
     verdict: Verdict
     reason: str
@@ -132,7 +140,10 @@ def to_json(record: Any) -> dict[str, Any]:
 
 
 def measurement_from_json(body: dict[str, Any]) -> Measurement:
-    """The inverse of `to_json` for a Measurement; unknown keys are an error, not a surprise later."""
+    """The inverse of `to_json` for a Measurement.
+
+    Unknown keys are an error, not a surprise later.
+    """
     return Measurement(
         **{**body, "purpose": Purpose(body["purpose"]), "outcome": Outcome(body["outcome"])}
     )

@@ -1,4 +1,6 @@
-"""Text and figures that come from untrusted code, made harmless before they reach a file, a terminal or a model."""
+"""Text and figures that come from untrusted code, made harmless before they reach a file, a
+terminal or a model.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,10 @@ def one_line(text: str, most: int = MOST_CHARACTERS) -> str:
 
 
 def plain_values(values: Any) -> dict[str, float | int | str | bool]:
-    """Names and plain values out of something that claims to be a dict of them; what is not is left out."""
+    """Names and plain values out of something that claims to be a dict of them.
+
+    What is not is left out.
+    """
     if not isinstance(values, dict):
         return {}
     kept: dict[str, float | int | str | bool] = {}

@@ -1,9 +1,11 @@
 """Host memory that both sides see: anonymous files, sealed against whoever should not write.
 
-Linux: memfd with seals. F_SEAL_FUTURE_WRITE leaves the creator's mapping writable and refuses every other one, even to a
-process of the same user that reopens the descriptor through /proc; F_SEAL_WRITE refuses everybody, and fails while
-anybody still holds a writable mapping, which is how weights are frozen once their candidate is dead.
-Elsewhere: unlinked temporary files, without seals: `has_seals` is False and the caller says which invariants fall.
+Linux: memfd with seals. F_SEAL_FUTURE_WRITE leaves the creator's mapping writable and refuses every
+other one, even to a process of the same user that reopens the descriptor through /proc;
+F_SEAL_WRITE refuses everybody, and fails while anybody still holds a writable mapping, which is how
+weights are frozen once their candidate is dead.
+Elsewhere: unlinked temporary files, without seals: `has_seals` is False and the caller says which
+invariants fall.
 """
 
 from __future__ import annotations
@@ -57,7 +59,7 @@ class SharedBuffer:
             fcntl.fcntl(self.fd, fcntl.F_ADD_SEALS, seals)
 
     def fix_size(self) -> None:
-        """From now on nobody may resize it, which would kill whoever has it mapped, nor add seals."""
+        """From now on nobody may resize it, which would kill whoever maps it, nor add seals."""
         if has_seals:
             seals = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
             fcntl.fcntl(self.fd, fcntl.F_ADD_SEALS, seals)

@@ -1,8 +1,11 @@
-"""Messages between the trusted and the untrusted side: one JSON object a frame over a Unix socket, descriptors attached.
+"""Messages between the trusted and the untrusted side: one JSON object a frame over a Unix socket,
+descriptors attached.
 
-A frame is a 4-byte big-endian length and that many bytes of JSON. Both ends treat what arrives as hostile: a frame has
-a size limit, must be an object with a text `kind`; NaN, infinities and whole numbers over 64 bits become None. A peer
-that breaks these rules, or does not read what it is sent, is a `ChannelBroken`; a peer that is gone is a `ChannelClosed`. Descriptors that nobody asked for are closed on arrival.
+A frame is a 4-byte big-endian length and that many bytes of JSON. Both ends treat what arrives as
+hostile: a frame has a size limit, must be an object with a text `kind`; NaN, infinities and whole
+numbers over 64 bits become None. A peer that breaks these rules, or does not read what it is sent,
+is a `ChannelBroken`; a peer that is gone is a `ChannelClosed`. Descriptors that nobody asked for
+are closed on arrival.
 """
 
 from __future__ import annotations
@@ -142,7 +145,10 @@ class Channel:
         return Message(*_parse(payload), fds)
 
     def detach(self) -> int:
-        """Give up this end and return its descriptor, to be passed on; nothing may be left unread."""
+        """Give up this end and return its descriptor, to be passed on.
+
+        Nothing may be left unread.
+        """
         return self._socket.detach()
 
     def close(self) -> None:

@@ -1,8 +1,10 @@
-"""Memory of a CUDA device that two processes in different namespaces see, by the driver's virtual-memory calls.
+"""Memory of a CUDA device that two processes in different namespaces see, by the driver's
+virtual-memory calls.
 
-The scorer creates it and exports a file descriptor; a presenter inherits the descriptor, imports and maps it. The usual
-CUDA IPC handles, which torch shares tensors by, fail across namespaces. Needs `cuda.bindings` (comes with torch's CUDA
-builds) and a current CUDA context (torch makes one). CUDA driver API, "Virtual Memory Management".
+The scorer creates it and exports a file descriptor; a presenter inherits the descriptor, imports
+and maps it. The usual CUDA IPC handles, which torch shares tensors by, fail across namespaces.
+Needs `cuda.bindings` (comes with torch's CUDA builds) and a current CUDA context (torch makes one).
+CUDA driver API, "Virtual Memory Management".
 
 All of it needs a GPU, so only tests/gpu and the tests marked `gpu` cover it.
 """
@@ -26,7 +28,8 @@ class DeviceMemory:
 
 
 def create(size_bytes: int, ordinal: int) -> tuple[DeviceMemory, int]:  # pragma: no cover
-    """Allocate at least `size_bytes` on device `ordinal`; the mapping and a descriptor to hand to others.
+    """Allocate at least `size_bytes` on device `ordinal`; the mapping and a descriptor to hand to
+    others.
 
     Raises:
         RuntimeError: a driver call failed, such as for want of memory.

@@ -152,18 +152,17 @@ def split_heads_backward(
     for head in tl.static_range(G):
         place = rows[:, None] * (G * D) + head * D + whole
         gradient = tl.load(dv + place, mask=inside, other=0.0)
-        goal = dqkv + wide + (H + G + head) * D + whole
-        tl.store(goal, gradient, mask=inside)
+        tl.store(dqkv + wide + (H + G + head) * D + whole, gradient, mask=inside)
         if HAS_VALUE:
-            gate = tl.load(opening + rows * G + head, mask=rows < N, other=0.0).to(tl.float32)
-            gate = tl.sigmoid(gate)
+            gate = tl.load(opening + rows * G + head, mask=rows < N, other=0.0)
+            gate = tl.sigmoid(gate.to(tl.float32))
             mixed = tl.load(value + place, mask=inside, other=0.0).to(tl.float32)
             gradient = gradient.to(tl.float32)
             own = (2.0 * gate[:, None] * gradient).to(dvalue.dtype.element_ty)
             tl.store(dvalue + place, own, mask=inside)
             slope = tl.sum(gradient * mixed, 1) * (2.0 * gate * (1.0 - gate))
-            slope = slope.to(dopening.dtype.element_ty)
-            tl.store(dopening + rows * G + head, slope, mask=rows < N)
+            place = dopening + rows * G + head
+            tl.store(place, slope.to(dopening.dtype.element_ty), mask=rows < N)
 
 
 @triton.jit
