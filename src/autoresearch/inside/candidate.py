@@ -1,5 +1,4 @@
-"""Entry point of the sandboxed process that trains: python -m autoresearch.inside.candidate
-CHANNEL_FD.
+"""Entry point of the sandboxed process that trains; its argument is the channel's descriptor.
 
 It says `hello` once torch is imported, waits for `load` (settings, and the descriptor that the
 weights go into), imports train.py and calls its main. An exception becomes a `failed` message for

@@ -1,5 +1,4 @@
-"""Entry point of the fresh sandboxed process that answers the scorer: python -m
-autoresearch.inside.presenter CHANNEL_FD.
+"""Entry point of the fresh sandboxed process that answers the scorer.
 
 It imports torch, says `hello` and waits without touching a device. `load` brings settings, the
 submitted weights, the token buffer (read-only) and the logits buffer; from then on the other end of

@@ -1,22 +1,18 @@
-"""Did the model use what it must not? Compare the scored presentation with one in a fresh sandbox
-that sees only decoys.
+"""Did the model use what it must not? The scored presentation against one that sees only decoys.
 
 A decoy is a validation row cut at a random place and continued with real text of another row;
-decoys come in another order and other batches. Both presentations are asked for the tokens of the
-row itself, up to the first one after the cut, which the decoy does not show: until there both had
-the same past, so an honest causal model predicts them equally well, but for the noise of its
-kernels. Three things can differ:
+decoys come in another order and other batches, to a fresh sandbox. Both presentations are asked
+for the tokens of the row itself, up to the first one after the cut, which the decoy does not show.
+Until there both had the same past, so an honest causal model predicts them equally well, but for
+the noise of its kernels. Three things can differ:
 
-* the *cut* arm: where the first presentation predicts these tokens better, it used the future of
-the row;
-* the *control* arm (rows continued with their own text): where the first is better even here, it
-used other rows, memory
-  or adaptation, for a lone fresh look at the same text does worse;
-* noise in both directions without a gain: scoring that does not repeat, no cheat but no measurement
-either.
+* the *cut* arm: where the first presentation is better, it used the future of the row;
+* the *control* arm, rows continued with their own text: where the first is better even here, it
+  used other rows, memory or adaptation, for a lone fresh look at the same text does worse;
+* both ways without a gain: scoring that does not repeat is no cheat, and no measurement either.
 
-The noise of the cut arm is judged by the control arm's spread, so that a leak in a few rows stands
-out. Units: nats.
+The cut arm is judged by the control arm's spread, so that a leak in a few rows stands out. Units:
+nats.
 """
 
 from __future__ import annotations

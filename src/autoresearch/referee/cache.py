@@ -1,11 +1,10 @@
-"""Compile caches between trials: read from the parent commit, written to a private layer, kept only
-with the trial.
+"""Compile caches between trials: read from the parent, written privately, kept only with the trial.
 
-A run gets a private copy of its parent's cache, so nothing that it writes reaches another run. What
-is there at `ready`, before any training token has been seen, is staged: regular files only, up to a
-size and a number. The process that wrote them is still running and may swap a file for a link or a
-pipe at any moment, so files are opened first and looked at then. `keep` makes the staged files the
-cache of the commit; `drop` forgets them. Runs of `confirm` name no parent and start empty.
+A run gets a private copy of its parent commit's cache, so nothing that it writes reaches another
+run. What is there at `ready`, before any training token has been seen, is staged: regular files
+only, up to a size and a number. The process that wrote them is still running and may swap a file
+for a link or a pipe at any moment, so files are opened first and looked at then. `keep` makes the
+staged files the cache of the commit. Runs of `confirm` name no parent and start empty.
 """
 
 from __future__ import annotations

@@ -1,5 +1,4 @@
-"""Trusted process that holds validation tokens and turns a presenter's logits into nats: python -m
-... CHANNEL_FD.
+"""Trusted process that holds validation tokens and turns a presenter's logits into nats.
 
 It lives as long as the session. For every chunk of rows it writes tokens (never targets) into a
 buffer that only it can write, fills the logits buffer with NaN, asks the presenter, copies the

@@ -1,9 +1,8 @@
-"""The candidate's part of a run: spawn, `ready`, the clock, the weights. Every failure is an
-outcome with a reason.
+"""The candidate's part of a run: spawn, `ready`, the clock, the weights.
 
-Times are monotonic: `startup_s` from spawn to `ready`, `training_s` from the `start` message, which
-brings the training tokens, to the arrival of the whole weights. Whatever the candidate says of
-itself is telemetry.
+Every failure is an outcome with a reason. Times are monotonic: `startup_s` from spawn to `ready`,
+`training_s` from the `start` message, which brings the training tokens, to the arrival of the whole
+weights. Whatever the candidate says of itself is telemetry.
 """
 
 from __future__ import annotations

@@ -2,9 +2,8 @@
 
 `Session.run` is the whole of it. The ledger comes first: a trial exists once it is written there,
 its runs are written as they end, and after any death the next session goes on from the record. Git
-refs follow the ledger and never lead
-it: a trial's commit stays reachable at its own ref whatever its verdict, and the research branch
-moves by fast-forward.
+refs follow the ledger and never lead it: a trial's commit stays reachable at its own ref whatever
+its verdict, and the research branch moves by fast-forward.
 """
 
 from __future__ import annotations

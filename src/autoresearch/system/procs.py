@@ -1,12 +1,11 @@
-"""Child processes with everything that they ever start: bounded output, watched memory, and a kill
-that leaves nobody.
+"""Child processes with everything that they ever start, and a kill that leaves nobody.
 
 A tree is killed by walking it while it is still connected, then by sweeping for orphans. Where the
 sandbox has a pid namespace, killing its first process takes all others with it, whatever they
-ignore or whichever session they moved to. Without one (sandbox level `none`), orphans are handed to
-us by the kernel (PR_SET_CHILD_SUBREAPER, Linux) and recognised by a marker in the environment they
-were started with; a process that wipes its own environment as well escapes, and
-docs/threat-model.md says so.
+ignore or whichever session they moved to. Without one (sandbox level `none`), orphans are handed
+to us by the kernel (PR_SET_CHILD_SUBREAPER, Linux) and recognised by a marker in the environment
+they were started with; a process that wipes its own environment as well escapes, and
+docs/threat-model.md says so. Output is bounded and memory is watched.
 """
 
 from __future__ import annotations

@@ -1,11 +1,10 @@
-"""Messages between the trusted and the untrusted side: one JSON object a frame over a Unix socket,
-descriptors attached.
+"""Messages across the seam: one JSON object a frame over a Unix socket, descriptors attached.
 
 A frame is a 4-byte big-endian length and that many bytes of JSON. Both ends treat what arrives as
-hostile: a frame has a size limit, must be an object with a text `kind`; NaN, infinities and whole
-numbers over 64 bits become None. A peer that breaks these rules, or does not read what it is sent,
-is a `ChannelBroken`; a peer that is gone is a `ChannelClosed`. Descriptors that nobody asked for
-are closed on arrival.
+hostile: a frame has a size limit and must be an object with a text `kind`; NaN, infinities and
+whole numbers over 64 bits become None. A peer that breaks these rules, or does not read what it is
+sent, is a `ChannelBroken`; a peer that is gone is a `ChannelClosed`. Descriptors that nobody asked
+for are closed on arrival.
 """
 
 from __future__ import annotations
