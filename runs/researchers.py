@@ -1,12 +1,11 @@
-"""Researchers side by side from one baseline. Hardware: any 2 cores; time: about 13 s a run on the
-demo preset.
+"""Researchers side by side from one baseline. Hardware: 2 cores; time: about 25 s a trial (demo).
 
-Trials alternate between the researchers, each in a workspace of its own, so that the machine's
-drift meets all alike; at the end every champion meets the baseline and the other champions in fresh
-runs, in turn.
+Blocks of trials alternate between the researchers, each in a workspace of its own, so that the
+machine's drift meets all alike; at the end every champion meets the baseline and the other
+champions in fresh runs, in turn.
 
-Usage: python runs/researchers.py [--kinds tpe random] [--trials 40] [--preset demo] [--folder
-FOLDER] [--out curve.json]
+Usage: python runs/researchers.py [--kinds tpe random] [--trials 40] [--block 8] [--preset demo]
+                                  [--folder FOLDER] [--out curve.json]
 """
 
 from __future__ import annotations
@@ -99,6 +98,7 @@ def main() -> None:
     parser.add_argument(
         "--rounds", type=int, default=6, help="fresh runs of each champion at the end"
     )
+    parser.add_argument("--block", type=int, default=8, help="trials before the other's turn")
     parser.add_argument("--preset", default="demo")
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()))
     parser.add_argument("--out", type=Path)
@@ -108,11 +108,12 @@ def main() -> None:
     for folder in folders.values():
         workspaces.init(folder, args.preset)
         call(folder, "prepare")
-    for count in range(1, args.trials + 1):
+    counts = [*range(args.block, args.trials, args.block), args.trials]
+    for count in counts:
         for kind, folder in folders.items():
             call(folder, "run", "--researcher", kind, "--max-trials", str(count))
-            point = curve(folder)[-1]
-            print(json.dumps({"kind": kind, **point}), flush=True)
+            for point in curve(folder)[-args.block :]:
+                print(json.dumps({"kind": kind, **point}), flush=True)
     scores = final(folders, args.rounds)
     for name, values in scores.items():
         print(
