@@ -176,8 +176,9 @@ MUTANTS = (
         invariant=9,
         bug="the cache is taken after training",
         file="referee/trial.py",
-        old="                cache.stage(spec.run_id, ours)\n                training.train()\n",
-        new="                training.train()\n                cache.stage(spec.run_id, ours)\n",
+        old="cache.stage(spec.run_id, candidate.cache)\n            training.train()\n",
+        new="load_shards()\n            training.train()\n"
+        "            self.host.cache.stage(spec.run_id, candidate.cache)\n",
     ),
     Mutant(
         invariant=10,

@@ -12,6 +12,8 @@ import pytest
 from lab import HONEST, Lab, stub
 
 from autoresearch.referee import scoring as scoring_module
+from autoresearch.referee.host import Host, Seat
+from autoresearch.system import hardware
 from autoresearch.system.clock import SystemClock
 from autoresearch.system.procs import ProcessTree
 from autoresearch.values.errors import AutoresearchError, SandboxUnavailable
@@ -398,15 +400,40 @@ def test_a_presenter_that_cannot_be_started_leaves_no_candidate(
     """Our own trouble is an error, and what was started before it is ended."""
     real = lab.host.spawn
 
-    def spawn(role: str, *rest: object) -> object:
+    def spawn(role: str) -> Seat:
         if role == "presenter":
             raise SandboxUnavailable("no more namespaces")
-        return real(role, *rest)
+        return real(role)
 
-    monkeypatch.setattr(type(lab.host), "spawn", lambda self, *args: spawn(*args))
+    monkeypatch.setattr(type(lab.host), "spawn", lambda self, role: spawn(role))
     with pytest.raises(SandboxUnavailable):
         lab.run(HONEST)
     assert own_processes() == set()
+
+
+def test_the_next_run_takes_who_waits(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU with cores to spare; one that died meanwhile is replaced, none is left behind."""
+    monkeypatch.setattr(type(lab.host), "device_type", property(lambda self: "cuda"))
+    monkeypatch.setattr(hardware, "num_usable_cores", lambda: 8)
+    assert lab.run(HONEST).outcome is Outcome.SCORED
+    waiting = dict(lab.host._waiting)
+    assert sorted(waiting) == ["candidate", "presenter"]
+    waiting["presenter"].peer.tree.kill()
+    spawned: list[str] = []
+    real = type(lab.host).spawn
+
+    def spawn(self: Host, role: str) -> Seat:
+        spawned.append(role)
+        return real(self, role)
+
+    monkeypatch.setattr(type(lab.host), "spawn", spawn)
+    assert lab.run(HONEST).outcome is Outcome.SCORED
+    assert spawned == ["presenter", "candidate", "presenter"]
+    assert waiting["candidate"].peer.tree.exit_code() is not None
+    last = list(lab.host._waiting.values())
+    lab.host.close()
+    assert all(seat.peer.tree.exit_code() is not None for seat in last)
+    assert not any(folder.exists() for seat in last for folder in (seat.folder, seat.cache))
 
 
 def test_a_survivor_of_the_kill_ends_the_session(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -328,7 +328,7 @@ def test_invariant_05_the_hand_over_is_final(lab: Lab) -> None:
 
 def test_invariant_05_weights_that_can_still_be_written_are_a_cheat(lab: Lab) -> None:
     """Whoever survived the kill is noticed, because the memory cannot be frozen."""
-    dead = SimpleNamespace(end=lambda: None)
+    dead = SimpleNamespace(peer=SimpleNamespace(end=lambda: None))
     training = Training(lab.host, lab.spec(HONEST), dead, never_stop)
     os.ftruncate(training.weights.fd, 4096)
     with mmap.mmap(training.weights.fd, 4096), pytest.raises(TrialFailed) as failure:
@@ -586,7 +586,7 @@ def test_invariant_08_data_under_a_bound_folder_is_hidden(
     folder = lab.host.dataset.folder.resolve()
     real = runtime_folders()
     monkeypatch.setattr(sandbox, "runtime_folders", lambda: (*real, folder.parent))
-    walls = lab.host._walls(lab.spec(HONEST), lab.host.cache.folder)
+    walls = lab.host._walls(lab.host.cache.folder, lab.host.cache.folder)
     source = f"import os; print(os.listdir({str(folder.parent)!r}), os.listdir({str(folder)!r}))"
     tree = lab.host.sandbox.spawn(
         [sys.executable, "-S", "-c", source],

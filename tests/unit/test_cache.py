@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -17,9 +20,20 @@ def cache(tmp_path: Path) -> CompileCache:
     return CompileCache(tmp_path / "cache")
 
 
+@contextmanager
+def private_copy(cache: CompileCache, parent: str) -> Iterator[Path]:
+    """A run's folder, filled from its parent's cache, destroyed afterwards."""
+    folder = cache.make_private()
+    try:
+        cache.fill(folder, parent)
+        yield folder
+    finally:
+        shutil.rmtree(folder)
+
+
 def keep(cache: CompileCache, run_id: int, commit: str, **files: str) -> None:
     """A run that wrote `files` and was kept."""
-    with cache.private("") as private:
+    with private_copy(cache, "") as private:
         for name, text in files.items():
             (private / name).write_text(text)
         cache.stage(run_id, private)
@@ -29,12 +43,12 @@ def keep(cache: CompileCache, run_id: int, commit: str, **files: str) -> None:
 def test_a_child_starts_from_what_its_parent_compiled(cache: CompileCache) -> None:
     """A copy: what a run writes reaches neither the parent's cache nor another run's."""
     keep(cache, 1, "parent", kernel="compiled")
-    with cache.private("parent") as ours, cache.private("parent") as other:
+    with private_copy(cache, "parent") as ours, private_copy(cache, "parent") as other:
         assert (ours / "kernel").read_text() == "compiled"
         (ours / "kernel").write_text("spoiled")
         assert (other / "kernel").read_text() == "compiled"
     assert not ours.exists()
-    with cache.private("parent") as again:
+    with private_copy(cache, "parent") as again:
         assert (again / "kernel").read_text() == "compiled"
 
 
@@ -42,18 +56,18 @@ def test_no_parent_or_an_unknown_one_is_an_empty_cache(cache: CompileCache) -> N
     """As both arms of a confirmation start."""
     keep(cache, 1, "parent", kernel="compiled")
     for parent in ("", "unknown"):
-        with cache.private(parent) as private:
+        with private_copy(cache, parent) as private:
             assert list(private.iterdir()) == []
 
 
 def test_only_what_was_there_when_staged_is_kept(cache: CompileCache) -> None:
     """What is written after `ready` may carry training data and is not taken."""
-    with cache.private("") as private:
+    with private_copy(cache, "") as private:
         (private / "early").write_text("1")
         cache.stage(7, private)
         (private / "late").write_text("2")
     cache.keep(7, "commit")
-    with cache.private("commit") as again:
+    with private_copy(cache, "commit") as again:
         assert [path.name for path in again.iterdir()] == ["early"]
 
 
@@ -63,7 +77,7 @@ def test_links_and_pipes_are_not_taken(cache: CompileCache, tmp_path: Path) -> N
     secret.mkdir()
     (secret / "text").write_text("validation")
     (secret / "text").chmod(0o600)
-    with cache.private("") as private:
+    with private_copy(cache, "") as private:
         (private / "folder").mkdir()
         (private / "folder" / "kernel").write_text("compiled")
         (private / "folder" / "kernel").chmod(0o755)
@@ -72,7 +86,7 @@ def test_links_and_pipes_are_not_taken(cache: CompileCache, tmp_path: Path) -> N
         os.mkfifo(private / "pipe")
         cache.stage(1, private)
     cache.keep(1, "commit")
-    with cache.private("commit") as again:
+    with private_copy(cache, "commit") as again:
         assert sorted(str(p.relative_to(again)) for p in again.rglob("*")) == [
             "folder",
             "folder/kernel",
@@ -96,7 +110,7 @@ def test_a_file_swapped_for_a_link_while_it_is_staged_is_not_followed(
             (private / "kernel").symlink_to(secret)
         return real_open(path, flags, *args, **kwargs)
 
-    with cache.private("") as private:
+    with private_copy(cache, "") as private:
         (private / "kernel").write_text("compiled")
         monkeypatch.setattr(cache_module.os, "open", swap_then_open)
         cache.stage(1, private)
@@ -111,7 +125,7 @@ def test_size_and_number_are_capped(cache: CompileCache, monkeypatch: pytest.Mon
     """What does not fit is left out; a file that fits after it is taken."""
     monkeypatch.setattr(cache_module, "MOST_BYTES", 10)
     monkeypatch.setattr(cache_module, "MOST_FILES", 3)
-    with cache.private("") as private:
+    with private_copy(cache, "") as private:
         (private / "large").write_text("x" * 11)
         (private / "small").write_text("x" * 4)
         cache.stage(1, private)
@@ -124,13 +138,13 @@ def test_size_and_number_are_capped(cache: CompileCache, monkeypatch: pytest.Mon
 
 def test_an_empty_cache_is_not_staged_and_keeping_is_done_once(cache: CompileCache) -> None:
     """A commit's first kept cache stays."""
-    with cache.private("") as private:
+    with private_copy(cache, "") as private:
         cache.stage(1, private)
     cache.keep(1, "commit")
     assert not (cache.folder / "commit-commit").exists()
     keep(cache, 2, "commit", kernel="first")
     keep(cache, 3, "commit", kernel="second")
-    with cache.private("commit") as again:
+    with private_copy(cache, "commit") as again:
         assert (again / "kernel").read_text() == "first"
 
 

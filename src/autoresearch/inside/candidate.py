@@ -15,6 +15,7 @@ from types import ModuleType
 
 import torch
 
+from autoresearch.inside import ops
 from autoresearch.inside.harness import Run
 from autoresearch.system.procs import die_with_parent
 from autoresearch.wire.channel import Channel, ChannelClosed
@@ -42,6 +43,7 @@ def main() -> None:
     die_with_parent()
     channel = Channel.from_fd(int(sys.argv[1]))
     channel.send("hello")
+    ops.preload()  # where this process waits for its run, that is the time
     message = channel.receive()
     assert message is not None, "without a timeout there is always a message"
     set_threads(message.body["threads"])

@@ -13,8 +13,6 @@ import os
 import shutil
 import stat
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 MOST_BYTES = 2 << 30
@@ -27,22 +25,18 @@ class CompileCache:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    @contextmanager
-    def private(self, parent: str) -> Iterator[Path]:
-        """A writable copy of the parent commit's cache that is destroyed afterwards.
-
-        Empty where there is none.
-        """
+    def make_private(self) -> Path:
+        """An empty folder for one process; whoever asked for it removes it."""
         self.folder.mkdir(parents=True, exist_ok=True)
         private = Path(tempfile.mkdtemp(prefix="private-", dir=self.folder))
-        try:
-            kept = self.folder / f"commit-{parent}"
-            if parent and kept.is_dir():
-                _copy_regular(kept, private)
-            private.chmod(0o777)  # another user owns the process behind the walls
-            yield private
-        finally:
-            shutil.rmtree(private, ignore_errors=True)
+        private.chmod(0o777)  # another user owns the process behind the walls
+        return private
+
+    def fill(self, private: Path, parent: str) -> None:
+        """Copy the parent commit's cache, where there is one."""
+        kept = self.folder / f"commit-{parent}"
+        if parent and kept.is_dir():
+            _copy_regular(kept, private)
 
     def stage(self, run_id: int, private: Path) -> None:
         """Put aside what a run has compiled by now."""

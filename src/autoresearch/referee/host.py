@@ -1,10 +1,14 @@
 """What all runs on one device share: settings, data in memory, walls, clock.
 
-Starts candidates and presenters.
+Starts candidates and presenters, where there are cores to spare before they are needed: a *seat* is
+a process that waits with its imports done. It gets train.py and caches when a run takes it, through
+folders that its walls show from the start.
 """
 
 from __future__ import annotations
 
+import shutil
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -18,8 +22,11 @@ from autoresearch.system import hardware
 from autoresearch.system.clock import Clock
 from autoresearch.system.sandbox import Sandbox, Walls, device_nodes, runtime_folders
 from autoresearch.values.config import Config
+from autoresearch.values.errors import SandboxUnavailable
 from autoresearch.values.records import Purpose
 from autoresearch.wire.buffer import SharedBuffer, frozen_copy
+
+CORES_TO_SPARE = 8  # with fewer, importing for the next run would slow this one
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,6 +52,26 @@ class RunSpec:
 
 
 @dataclass(slots=True, kw_only=True)
+class Seat:
+    """A process behind walls, for one run, with folders for train.py and for what it compiles."""
+
+    peer: Peer
+    walls: Walls
+    folder: Path
+    cache: Path
+
+    def end(self) -> None:
+        """Kill the process and destroy its folders; a second call does nothing.
+
+        Raises:
+            AutoresearchError: a process survived SIGKILL.
+        """
+        self.peer.end()
+        for private in (self.folder, self.cache):
+            shutil.rmtree(private, ignore_errors=True)
+
+
+@dataclass(slots=True, kw_only=True)
 class Host:
     """One device with everything that a run on it needs.
 
@@ -62,6 +89,7 @@ class Host:
     inside: str = "autoresearch.inside"
     inside_path: Path | None = None
     _shards: list[SharedBuffer] = field(default_factory=list)
+    _waiting: dict[str, Seat] = field(default_factory=dict)
 
     def load_shards(self) -> None:
         """Read the training tokens into memory that nobody can write, so that no run pays for the
@@ -71,7 +99,10 @@ class Host:
             self._shards = [frozen_copy(path, path.name) for path in self.dataset.train_shards]
 
     def close(self) -> None:
-        """Drop the training tokens."""
+        """Drop the training tokens and whoever waits."""
+        for seat in self._waiting.values():
+            seat.end()
+        self._waiting.clear()
         for shard in self._shards:
             shard.close()
         self._shards.clear()
@@ -97,11 +128,30 @@ class Host:
         threads = str(self.threads)
         return {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
 
-    def spawn(self, role: str, spec: RunSpec, cache_folder: Path) -> Peer:
-        """Start a candidate or presenter that sees the run's train.py and a compile cache of its
-        own.
-        """
-        walls = self._walls(spec, cache_folder)
+    def take(self, role: str, spec: RunSpec) -> Seat:
+        """A candidate or presenter for `spec`: one that waits already, or a new one."""
+        seat = self._waiting.pop(role, None)
+        if seat is not None and seat.peer.tree.exit_code() is not None:
+            seat.end()
+            seat = None
+        seat = seat or self.spawn(role)
+        (seat.folder / "train.py").write_text(spec.source, encoding="utf-8")
+        self.cache.fill(seat.cache, spec.cache_parent)
+        return seat
+
+    def wait_ahead(self) -> None:
+        """Start what the next run will take, where that costs the present one nothing."""
+        if self.device_type == "cuda" and hardware.num_usable_cores() >= CORES_TO_SPARE:
+            for role in ("candidate", "presenter"):
+                if role not in self._waiting:
+                    with suppress(SandboxUnavailable):  # the next run will say so, if it lasts
+                        self._waiting[role] = self.spawn(role)
+
+    def spawn(self, role: str) -> Seat:
+        """Start a candidate or presenter."""
+        folder, cache_folder = self.cache.make_private(), self.cache.make_private()
+        folder.chmod(0o755)
+        walls = self._walls(folder, cache_folder)
         cache = self.sandbox.inside(walls, cache_folder)
         env = {
             **self.env,
@@ -114,15 +164,19 @@ class Host:
         if self.inside_path is not None:
             env["INSIDE_PATH"] = self.sandbox.inside(walls, self.inside_path)
         cap_bytes = self.config.artifacts.stdout_cap_kb << 10 if role == "candidate" else 0
-        return open_inside(
-            f"{self.inside}.{role}", self.sandbox, walls, env=env, output_cap_bytes=cap_bytes
-        )
+        module = f"{self.inside}.{role}"
+        try:
+            peer = open_inside(module, self.sandbox, walls, env=env, output_cap_bytes=cap_bytes)
+        except BaseException:
+            for private in (folder, cache_folder):
+                shutil.rmtree(private, ignore_errors=True)
+            raise
+        return Seat(peer=peer, walls=walls, folder=folder, cache=cache_folder)
 
-    def settings(self, spec: RunSpec) -> dict[str, Any]:
+    def settings(self, spec: RunSpec, seat: Seat) -> dict[str, Any]:
         """What the untrusted side is told: shapes, device, budget, seed."""
-        walls = self._walls(spec, self.cache.folder)
         return {
-            "train_path": self.sandbox.inside(walls, spec.train_path),
+            "train_path": f"{self.sandbox.inside(seat.walls, seat.folder)}/train.py",
             "device": self.device_type,
             "vocab_size": self.dataset.vocab_size,
             "context": self.dataset.context,
@@ -133,8 +187,8 @@ class Host:
             "chunk_rows": self.config.trial.score_rows_per_chunk,
         }
 
-    def _walls(self, spec: RunSpec, cache_folder: Path) -> Walls:
-        readable = {spec.train_path: "/trial/train.py"}
+    def _walls(self, folder: Path, cache_folder: Path) -> Walls:
+        readable = {folder: "/trial"}
         if self.inside_path is not None:
             readable[self.inside_path] = "/inside"
         return Walls(

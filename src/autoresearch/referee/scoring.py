@@ -11,7 +11,7 @@ import contextlib
 from pathlib import Path
 from typing import Any
 
-from autoresearch.referee.host import Host, RunSpec
+from autoresearch.referee.host import Host, RunSpec, Seat
 from autoresearch.referee.peer import Peer, PeerGone, open_scorer
 from autoresearch.values.errors import AutoresearchError, TrialFailed
 from autoresearch.values.records import Outcome
@@ -58,15 +58,14 @@ class Scoring:
         Raises:
             TrialFailed: as `present`.
         """
-        with self.host.cache.private(spec.cache_parent) as folder:
-            presenter = self.host.spawn("presenter", spec, folder)
-            try:
-                return self.present(presenter, kind, spec, weights, **body)
-            finally:
-                presenter.end()
+        seat = self.host.take("presenter", spec)
+        try:
+            return self.present(seat, kind, spec, weights, **body)
+        finally:
+            seat.end()
 
     def present(
-        self, presenter: Peer, kind: str, spec: RunSpec, weights: SharedBuffer, **body: Any
+        self, seat: Seat, kind: str, spec: RunSpec, weights: SharedBuffer, **body: Any
     ) -> dict[str, Any]:
         """Load `weights` into a waiting presenter, hand its channel to the scorer, return the
         scorer's answer.
@@ -74,11 +73,12 @@ class Scoring:
         Raises:
             TrialFailed: the presenter failed (crash, timeout) or the scorer died (disturbed).
         """
+        presenter = seat.peer
         self._ready()
         buffers = self._ask_scorer("prepare", [], LOAD_LIMIT_S)
         try:
             _expect(presenter, "hello")
-            presenter.send("load", [weights.fd, *buffers.fds], **self.host.settings(spec))
+            presenter.send("load", [weights.fd, *buffers.fds], **self.host.settings(spec, seat))
             _expect(presenter, "ready")
         except PeerGone as gone:
             raise TrialFailed(Outcome.CRASH, FAILURES["presenter_died"]) from gone

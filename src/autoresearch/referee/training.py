@@ -14,8 +14,8 @@ from typing import Any
 
 import psutil
 
-from autoresearch.referee.host import Host, RunSpec
-from autoresearch.referee.peer import Peer, PeerGone
+from autoresearch.referee.host import Host, RunSpec, Seat
+from autoresearch.referee.peer import PeerGone
 from autoresearch.system import nvml
 from autoresearch.system.clock import Drift
 from autoresearch.values.errors import TrialFailed
@@ -46,10 +46,11 @@ def never_stop(elapsed_s: float, telemetry: dict[str, Any]) -> str:
 class Training:
     """One candidate from spawn to its death; `facts` become the measurement's fields."""
 
-    def __init__(self, host: Host, spec: RunSpec, candidate: Peer, watch: Watch) -> None:
+    def __init__(self, host: Host, spec: RunSpec, seat: Seat, watch: Watch) -> None:
         self.host = host
         self.spec = spec
-        self.candidate = candidate
+        self.seat = seat
+        self.candidate = seat.peer
         self.watch = watch
         self.weights = SharedBuffer.create("weights")
         self.facts: dict[str, Any] = {"reported": {}, "budget_s": host.config.trial.budget_s}
@@ -63,7 +64,7 @@ class Training:
         """
         limit = self._spawned_at + self.host.config.trial.startup_limit_s
         self._wait("hello", limit)
-        self._send("load", [self.weights.fd], **self.host.settings(self.spec))
+        self._send("load", [self.weights.fd], **self.host.settings(self.spec, self.seat))
         body = self._wait("ready", limit)
         self.facts["reported"].update(plain_values({"initial_sum": body.get("initial_sum")}))
         self.facts["startup_s"] = self.host.clock.monotonic() - self._spawned_at
@@ -82,6 +83,7 @@ class Training:
         began = clock.monotonic()
         limit = began + budget_s + max(GRACE_S, GRACE_FRAC * budget_s)
         self._send("start", self.host.shard_fds, budget_s=budget_s)
+        self.host.wait_ahead()
         try:
             body = self._wait("submit", limit, started_at=began)
         finally:

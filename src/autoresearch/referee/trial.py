@@ -13,8 +13,7 @@ from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
-from autoresearch.referee.host import Host, RunSpec
-from autoresearch.referee.peer import Peer
+from autoresearch.referee.host import Host, RunSpec, Seat
 from autoresearch.referee.scoring import Scoring
 from autoresearch.referee.training import Training, Watch, never_stop
 from autoresearch.system import hardware
@@ -155,33 +154,31 @@ class Referee:
         Raises:
             TrialFailed: with the outcome and the reason.
         """
-        cache = self.host.cache
-        with cache.private(spec.cache_parent) as ours, cache.private(spec.cache_parent) as other:
-            candidate = self.host.spawn("candidate", spec, ours)
-            try:
-                presenter = self.host.spawn("presenter", spec, other)
-            except BaseException:
-                candidate.end()
-                raise
-            training = Training(self.host, spec, candidate, watch)
-            try:
-                training.prepare()
-                cache.stage(spec.run_id, ours)
-                training.train()
-                weights = training.take_weights()
-                self._remember(spec, weights)
-                facts.update(training.facts)
-                self._score(spec, presenter, weights, facts)
-                if spec.is_audited:
-                    self._audit(spec, facts)
-            finally:
-                facts.update({**training.facts, **facts})
-                self._end(spec, candidate, presenter)
-                if not self.has_weights(spec.run_id):
-                    training.weights.close()
+        candidate = self.host.take("candidate", spec)
+        try:
+            presenter = self.host.take("presenter", spec)
+        except BaseException:
+            candidate.end()
+            raise
+        training = Training(self.host, spec, candidate, watch)
+        try:
+            training.prepare()
+            self.host.cache.stage(spec.run_id, candidate.cache)
+            training.train()
+            weights = training.take_weights()
+            self._remember(spec, weights)
+            facts.update(training.facts)
+            self._score(spec, presenter, weights, facts)
+            if spec.is_audited:
+                self._audit(spec, facts)
+        finally:
+            facts.update({**training.facts, **facts})
+            self._end(spec, candidate, presenter)
+            if not self.has_weights(spec.run_id):
+                training.weights.close()
 
     def _score(
-        self, spec: RunSpec, presenter: Peer, weights: SharedBuffer, facts: dict[str, Any]
+        self, spec: RunSpec, presenter: Seat, weights: SharedBuffer, facts: dict[str, Any]
     ) -> None:
         began = self.host.clock.monotonic()
         answer = self.scoring.present(presenter, "score", spec, weights, run_id=spec.run_id)
@@ -198,15 +195,17 @@ class Referee:
         while len(self._weights) > WEIGHTS_KEPT:
             self._weights.popitem(last=False)[1][1].close()
 
-    def _end(self, spec: RunSpec, candidate: Peer, presenter: Peer) -> None:
+    def _end(self, spec: RunSpec, candidate: Seat, presenter: Seat) -> None:
         """Leave no process behind; keep what the candidate printed."""
         failures = []
-        for peer in (candidate, presenter):
+        for seat in (candidate, presenter):
             try:
-                peer.end()
+                seat.end()
             except AutoresearchError as error:
                 failures.append(str(error))
-        (spec.artifacts / "stdout.log").write_text(candidate.tree.output.text(), errors="replace")
+        (spec.artifacts / "stdout.log").write_text(
+            candidate.peer.tree.output.text(), errors="replace"
+        )
         if failures:
             raise AutoresearchError("; ".join(failures))
 
