@@ -85,19 +85,18 @@ def open_session(
     """
     workspace.require_clean()
     branch = Branch(workspace.repository, config.session.tag)
-    branch.start()
+    baseline = branch.start()
     with (
         Ledger.open(workspace.ledger_path) as ledger,
         open_referee(workspace, config, clock) as referee,
     ):
-        _start(ledger, config, branch, referee)
+        _start(ledger, config, branch, baseline, referee)
         researcher = make_researcher(config.researcher, workspace.root)
         yield Session(config, ledger, branch, referee, researcher, observer, workspace.runs_folder)
 
 
-def _start(ledger: Ledger, config: Config, branch: Branch, referee: Referee) -> None:
+def _start(ledger: Ledger, config: Config, branch: Branch, baseline: str, referee: Referee) -> None:
     """Write down that a session begins, and on which machine."""
-    baseline = branch.start()
     host = hardware.describe_machine(referee.host.device)
     host["sandbox"] = referee.host.sandbox.level
     ledger.start_session(config, branch.name, baseline, host, branch.read(baseline))
@@ -123,7 +122,7 @@ def train_once(
         open_referee(workspace, config) as referee,
     ):
         if not ledger.history(branch.name).sessions:
-            _start(ledger, config, branch, referee)
+            _start(ledger, config, branch, branch.start(), referee)
             ledger.stop_session("a single run")
         run_id = ledger.history().next_run_id
         spec = RunSpec(

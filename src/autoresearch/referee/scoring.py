@@ -15,7 +15,7 @@ from autoresearch.referee.host import Host, RunSpec, Seat
 from autoresearch.referee.peer import Peer, PeerGone, open_scorer
 from autoresearch.values.errors import AutoresearchError, TrialFailed
 from autoresearch.values.records import Outcome
-from autoresearch.wire.buffer import SharedBuffer
+from autoresearch.wire.buffer import SharedBuffer, frozen_copy
 from autoresearch.wire.channel import Message
 
 LOAD_LIMIT_S = 120.0  # for a scorer or a presenter to import and load
@@ -178,6 +178,4 @@ def weights_from(path: Path) -> SharedBuffer:
     Raises:
         OSError: it cannot be read.
     """
-    from autoresearch.wire.buffer import frozen_copy
-
     return frozen_copy(path, "weights")
