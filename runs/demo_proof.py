@@ -1,10 +1,10 @@
 """Does the demo find a better model? Hardware: any 2 cores; time: about 8 minutes a try.
 
-Each try runs `autoresearch demo` in a fresh folder, then the champion (B) against the baseline (A)
-in 3 pairs of fresh runs in the order A B, B A, A B. Expected: mean difference over its standard
-error above 3 in at least 4 of 5 tries.
+Each try runs `autoresearch demo` in a fresh workspace whose researcher has a seed of its own, then
+the champion (B) against the baseline (A) in 3 pairs of fresh runs in the order A B, B A, A B.
+Expected: mean difference over its standard error above 3 in at least 4 of 5 tries.
 
-Usage: python runs/demo_proof.py [--tries 5] [--folder FOLDER] [--out results.json]
+Usage: python runs/demo_proof.py [--tries 5] [--first-seed 0] [--folder FOLDER] [--out results.json]
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from autoresearch.referee.host import RunSpec
 from autoresearch.search.history import History
 from autoresearch.search.ledger import Ledger
 from autoresearch.values.records import Purpose
-from autoresearch.workspace import open_workspace
+from autoresearch.workspace import init, open_workspace
 
 PAIRS = ("AB", "BA", "AB")
 
@@ -79,6 +79,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--tries", type=int, default=5)
+    parser.add_argument("--first-seed", type=int, default=0, help="the researcher's, first try")
     parser.add_argument(
         "--folder", type=Path, default=Path(tempfile.gettempdir()) / "autoresearch-proof"
     )
@@ -87,6 +88,8 @@ def main() -> None:
     results = []
     for number in range(1, args.tries + 1):
         folder = args.folder / f"try{number}-{time.time_ns()}"
+        seed = args.first_seed + number - 1
+        init(folder, "demo", {"researcher": {"seed": seed}})
         began = time.monotonic()
         command = [
             sys.executable,
@@ -104,7 +107,7 @@ def main() -> None:
             )
         if done.stdout:
             (folder / "demo.log").write_text(done.stdout)
-        result = {"try": number, "demo_s": round(seconds, 1), **compare(folder)}
+        result = {"try": number, "seed": seed, "demo_s": round(seconds, 1), **compare(folder)}
         results.append(result)
         print(json.dumps(result), flush=True)
     passed = sum(result["ratio"] > 3 for result in results)

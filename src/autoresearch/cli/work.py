@@ -330,7 +330,7 @@ def demo(
     path: Annotated[
         Path, typer.Argument(help="Where: a new folder, or a workspace to go on in.")
     ] = Path("autoresearch-demo"),
-    max_trials: Trials = 12,
+    max_trials: Trials = 10,
     budget: Budget = None,
     preset: Annotated[str, typer.Option(metavar="NAME", help="Starting values.")] = "demo",
     as_json: AsJson = False,
