@@ -11,15 +11,19 @@ from __future__ import annotations
 
 import argparse
 import ast
+import functools
 import json
 import statistics
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 from autoresearch.data.dataset import prepare
+from autoresearch.referee import scoring
 from autoresearch.referee.cache import CompileCache
 from autoresearch.referee.host import Host, RunSpec
+from autoresearch.referee.training import Training
 from autoresearch.referee.trial import Referee
 from autoresearch.system import hardware
 from autoresearch.system.clock import SystemClock
@@ -69,8 +73,46 @@ def parse_arguments() -> argparse.Namespace:
         "--rows-at-once", type=int, default=64, help="rows a scored chunk (64: logits of 4.3 GB)"
     )
     parser.add_argument("--audit", action="store_true", help="audit every run")
+    parser.add_argument("--timeline", action="store_true", help="print the seconds of each stage")
     parser.add_argument("--out", type=Path, help="JSON of all measurements")
     return parser.parse_args()
+
+
+class Timeline:
+    """Seconds that the stages of a run took, as the referee waits for them."""
+
+    def __init__(self) -> None:
+        self.stages: list[str] = []
+        for owner, name in (
+            (CompileCache, "fill"),
+            (CompileCache, "stage"),
+            (Training, "_wait"),
+            (Training, "take_weights"),
+            (scoring.Scoring, "_ready"),
+            (scoring.Scoring, "_ask_scorer"),
+            (scoring, "_expect"),
+            (Host, "spawn"),
+        ):
+            self._time(owner, name)
+
+    def _time(self, owner: Any, name: str) -> None:
+        function = getattr(owner, name)
+
+        @functools.wraps(function)
+        def timed(*given: Any, **options: Any) -> Any:
+            began = time.monotonic()
+            try:
+                return function(*given, **options)
+            finally:
+                words = [name, *(word for word in given if isinstance(word, str))]
+                self.stages.append(f"{' '.join(words)} {time.monotonic() - began:.2f}")
+
+        setattr(owner, name, timed)
+
+    def line(self) -> str:
+        """What was timed since the last line."""
+        stages, self.stages = self.stages, []
+        return "  " + " | ".join(stages)
 
 
 def row_of(preset: str, run: Measurement) -> str:
@@ -122,6 +164,7 @@ def main() -> None:
     template = (
         Path(sys.modules["autoresearch"].__file__ or "").parent / "templates" / "train.py"
     ).read_text()
+    timeline = Timeline() if args.timeline else None
     runs: list[tuple[str, Measurement]] = []
     print(ROW.format(*HEAD), flush=True)
     with Referee(host) as referee:
@@ -143,6 +186,8 @@ def main() -> None:
                 cache.keep(number, preset.name)
                 runs.append((preset.name, run))
                 print(row_of(preset.name, run), flush=True)
+                if timeline:
+                    print(timeline.line(), flush=True)
                 if not run.is_scored:
                     print(
                         f"  {run.reason}\n{(spec.artifacts / 'stdout.log').read_text()[-3000:]}",

@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from autoresearch.referee import audit
 from autoresearch.system.procs import die_with_parent, guard_this_process
@@ -201,15 +202,11 @@ class Scorer:
 def _nats(logits: Tensor, targets: Tensor) -> Tensor:
     """Cross-entropy a token in float32; a row at a time, for memory.
 
-    The largest logit is taken off first: at an offset of 1e9 float32 has steps of 64, which swallow
-    the whole entropy.
+    torch takes the largest logit off first, and the logarithm of the sum after that: at an offset
+    of 1e9 float32 has steps of 64, which swallow the whole entropy in any other order.
     """
-    parts = []
-    for row_logits, row_targets in zip(logits, targets, strict=True):
-        shifted = row_logits - row_logits.amax(dim=-1, keepdim=True)
-        chosen = shifted.gather(-1, row_targets[:, None])[:, 0]
-        parts.append(torch.logsumexp(shifted, dim=-1) - chosen)
-    return torch.stack(parts)
+    rows = zip(logits, targets, strict=True)
+    return torch.stack([functional.cross_entropy(*row, reduction="none") for row in rows])
 
 
 def bits_per_byte(nats: Tensor, num_bytes: Tensor) -> float:
