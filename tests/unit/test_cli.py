@@ -553,5 +553,5 @@ def test_demo(
     code, out, _ = call("demo", tmp_path, "--json")
     assert code == 0
     assert json.loads(out)["trials"] == 5
-    assert sessions[1].session.max_trials == 12
+    assert sessions[1].session.max_trials == 10
     assert len(prepared) == 2
