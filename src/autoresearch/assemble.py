@@ -18,19 +18,21 @@ from autoresearch.referee.training import Watch, never_stop
 from autoresearch.referee.trial import Referee
 from autoresearch.search.branch import Branch
 from autoresearch.search.ledger import Ledger
-from autoresearch.search.researchers import make_researcher
+from autoresearch.search.researchers import Researcher, make_researcher
+from autoresearch.search.researchers.hand import HandResearcher
 from autoresearch.search.session import Observer, Session
 from autoresearch.system import hardware
 from autoresearch.system.clock import Clock, SystemClock
 from autoresearch.system.files import cache_home
 from autoresearch.system.procs import guard_this_process
 from autoresearch.system.sandbox import open_sandbox
-from autoresearch.values.config import Config
+from autoresearch.values.config import Config, override
 from autoresearch.values.errors import UserError
-from autoresearch.values.records import Measurement, Purpose
+from autoresearch.values.records import Measurement, Purpose, Trial
 from autoresearch.workspace import Workspace
 
 BUSY_POLL_S = 15.0
+_NO_OTHER_LIMITS = {"max_hours": 0.0, "target_bpb": 0.0, "plateau_trials": 0}
 
 
 @contextmanager
@@ -76,23 +78,31 @@ def await_device(config: Config, device: str, clock: Clock) -> None:
 
 @contextmanager
 def open_session(
-    workspace: Workspace, config: Config, observer: Observer, clock: Clock | None = None
+    workspace: Workspace,
+    config: Config,
+    observer: Observer,
+    clock: Clock | None = None,
+    researcher: Researcher | None = None,
 ) -> Iterator[Session]:
     """Everything that the loop needs, with the ledger's lock held.
 
+    `researcher` stands in for the configured one.
+
     Raises:
-        WorkspaceError: train.py has uncommitted changes, or another session is at work here.
+        WorkspaceError: train.py has changes that neither a commit nor `researcher` holds, or
+            another session is at work here.
     """
-    workspace.require_clean()
     branch = Branch(workspace.repository, config.session.tag)
+    if researcher is None and workspace.read_train() != branch.head_source():
+        workspace.require_clean()
     baseline = branch.start()
     with (
         Ledger.open(workspace.ledger_path) as ledger,
         open_referee(workspace, config, clock) as referee,
     ):
         _start(ledger, config, branch, baseline, referee)
-        researcher = make_researcher(config.researcher, workspace.root)
-        yield Session(config, ledger, branch, referee, researcher, observer, workspace.runs_folder)
+        chosen = researcher or make_researcher(config.researcher, workspace.root)
+        yield Session(config, ledger, branch, referee, chosen, observer, workspace.runs_folder)
 
 
 def _start(ledger: Ledger, config: Config, branch: Branch, baseline: str, referee: Referee) -> None:
@@ -100,6 +110,34 @@ def _start(ledger: Ledger, config: Config, branch: Branch, baseline: str, refere
     host = hardware.describe_machine(referee.host.device)
     host["sandbox"] = referee.host.sandbox.level
     ledger.start_session(config, branch.name, baseline, host, branch.read(baseline))
+
+
+def try_out(workspace: Workspace, config: Config, description: str, observer: Observer) -> Trial:
+    """Judge the train.py on the disk as a trial, then put the champion's there.
+
+    The loop's own session does it, so all that holds for a night holds here: calibration first,
+    fresh seeds, replicates, audits. A trial that a death left open is finished before.
+
+    Raises:
+        UserError: the edit was turned down before it cost a run.
+        Interrupted: Ctrl-C twice; train.py stays as it is.
+    """
+    researcher = HandResearcher(workspace.read_train(), description)
+    name = Branch(workspace.repository, config.session.tag).name
+    with Ledger.open(workspace.ledger_path) as ledger:
+        before = ledger.history(name)
+    limits = {"max_trials": len(before.trials) + 1, **_NO_OTHER_LIMITS}
+    with open_session(
+        workspace, override(config, session=limits), observer, researcher=researcher
+    ) as session:
+        reason = session.run()
+        history = session.history
+        if len(history.trials) == len(before.trials):
+            refusals = history.refusals[len(before.refusals) :]
+            why = refusals[-1].reason if refusals else reason
+            raise UserError(f"not run: {why}; change train.py and try again")
+        workspace.write_train(session.branch.read(history.champion))
+        return history.trials[-1]
 
 
 def train_once(

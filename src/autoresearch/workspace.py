@@ -102,6 +102,18 @@ class Workspace:
         """The ref that keeps a trial's commit reachable for good."""
         return f"refs/autoresearch/{self.config.session.tag}/trials/{number:04d}"
 
+    def read_train(self) -> str:
+        """train.py as it is on the disk.
+
+        Raises:
+            UserError: it is not there, or no text.
+        """
+        return _read_text(self.train_path)
+
+    def write_train(self, source: str) -> None:
+        """Put another train.py on the disk."""
+        write_atomic(self.train_path, source)
+
     def require_clean(self) -> None:
         """Refuse to start from a train.py that no commit holds.
 
@@ -152,8 +164,9 @@ def init(path: Path, preset: str = "auto", changes: Changes | None = None) -> Wo
         TRAIN_NAME: substitute(_template(TRAIN_NAME), dict(chosen.constants)),
         "program.md": _template("program.md"),
         CONFIG_NAME: render_config(config, about=chosen.about),
-        "AGENTS.md": _AGENTS,
+        "AGENTS.md": _template("AGENTS.md"),
         "CLAUDE.md": "@AGENTS.md\n",
+        ".agents/skills/autoresearch/SKILL.md": _template("SKILL.md"),
         ".gitignore": "".join(f"{name}\n" for name in _IGNORED),
     }
     try:
@@ -164,6 +177,7 @@ def init(path: Path, preset: str = "auto", changes: Changes | None = None) -> Wo
             "`autoresearch init FOLDER`"
         ) from error
     for name, text in texts.items():
+        (path / name).parent.mkdir(parents=True, exist_ok=True)
         write_atomic(path / name, text)
     repository = Repository(path) if (path / ".git").exists() else Repository.create(path)
     repository.commit_files(sorted(texts), f"Start from preset {chosen.name}\n")
@@ -306,12 +320,3 @@ def _read_text(path: Path) -> str:
         raise UserError(
             f"could not read {path}: {error}; mend or restore it: `git checkout {path.name}`"
         ) from error
-
-
-_AGENTS = """\
-# For agents
-
-Read `program.md` first: it says what the task is, what you may edit and how a trial is run and
-judged. `autoresearch.toml` holds the settings; they are the owner's, not yours. To see where things
-stand, run `autoresearch status`.
-"""

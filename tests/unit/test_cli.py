@@ -52,6 +52,7 @@ FROZEN = {
     "export": "--workspace --json",
     "gc": "--workspace --cap --json",
     "doctor": "--workspace --json",
+    "mcp": "--workspace --http --port",
 }
 
 
@@ -471,7 +472,7 @@ def once(monkeypatch: pytest.MonkeyPatch, history: History) -> list[Any]:
 
 def test_train(call: Call, here: Workspace, once: list[Any]) -> None:
     """The file on the disk, the summary, exit code 1 without a score."""
-    code, out, _ = call("train", "-m", "wider", "--budget", "2", "--seed", "5")
+    code, out, _ = call("train", "--budget", "2", "--seed", "5")
     assert code == 0
     assert "\n---\nval_bpb:          2.100000\n" in out
     config, source, seed = once[0]
@@ -481,6 +482,43 @@ def test_train(call: Call, here: Workspace, once: list[Any]) -> None:
     assert code == 1
     assert out.startswith("timeout: why\n")
     assert json.loads(call("train", "--json")[1])["val_bpb"] == 2.1
+
+
+@pytest.mark.parametrize("trial_id", [1, 2])
+def test_train_with_a_message_is_a_trial(
+    call: Call,
+    here: Workspace,
+    history: History,
+    monkeypatch: pytest.MonkeyPatch,
+    trial_id: int,
+) -> None:
+    """The verdict in a few lines, and what train.py is now."""
+    said: list[str] = []
+
+    def try_out(workspace: Workspace, config: Config, description: str, view: Any) -> Any:
+        said.append(description)
+        return history.trial(trial_id)
+
+    monkeypatch.setattr(assemble, "try_out", try_out)
+    code, out, _ = call("train", "-m", "wider\nhead")
+    assert (code, said) == (0, ["wider head"])
+    trial = history.trial(trial_id)
+    assert trial is not None
+    assert trial.decision is not None
+    assert out.startswith(f"trial {trial_id}: {trial.decision.verdict.value}")
+    is_champion = trial.commit == history.champion
+    assert ("it is the champion now" in out) is is_champion
+    assert (f"autoresearch diff {trial_id}" in out) is not is_champion
+    answer = json.loads(call("train", "-m", "wider", "--json")[1])
+    assert answer["verdict"] == trial.decision.verdict.value
+    assert answer["champion"] == history.champion
+
+
+def test_train_with_a_message_takes_no_seed(call: Call, here: Workspace) -> None:
+    """Seeds of a trial come from the referee."""
+    code, _, err = call("train", "-m", "wider", "--seed", "5")
+    assert code == 2
+    assert "drop --seed" in err
 
 
 def test_train_without_train_py(call: Call, here: Workspace, once: list[Any]) -> None:

@@ -36,6 +36,7 @@ def test_init_makes_a_repository_with_everything_committed(tmp_path: Path) -> No
         ["git", "-C", str(made.root), "ls-files"], check=True, capture_output=True, text=True
     ).stdout.split()
     assert tracked == [
+        ".agents/skills/autoresearch/SKILL.md",
         ".gitignore",
         "AGENTS.md",
         "CLAUDE.md",

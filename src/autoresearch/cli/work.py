@@ -208,9 +208,10 @@ def train(
     seed: RunSeed = None,
     as_json: AsJson = False,
 ) -> None:
-    """Run train.py once.
+    """Try out an edit of train.py.
 
-    As it is on the disk now, committed or not; prints the summary after a line of dashes.
+    With -m it is a trial: committed, run, judged; train.py on the disk is then the champion's. The
+    first one calibrates. Without -m it is one run, scored but not judged, of the file as it is.
 
     \b
     Examples:
@@ -219,17 +220,36 @@ def train(
     """
     changes = options.given(trial={"budget_s": budget})
     opened = options.change(options.open_at(workspace), changes)
-    try:
-        source = opened.train_path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(
-            f"could not read {opened.train_path}: {error}; restore it: `git checkout train.py`"
-        ) from error
+    if message:
+        if seed is not None or budget is not None:
+            raise UserError(
+                "-m makes a trial: its budget is autoresearch.toml's, its seeds the referee's; "
+                "drop --seed and --budget, or drop -m for a single run"
+            )
+        _try_out(opened, message, as_json=as_json)
+        return
+    source = opened.read_train()
     head = opened.repository.head()
     is_committed = source == opened.repository.read(head, "train.py")
     commit = head if is_committed else f"{head[:12]} with changes"
-    measurement = _run_once(opened, source, commit, seed, message or "train.py as it is")
+    measurement = _run_once(opened, source, commit, seed, "train.py as it is")
     _finish_run(opened, measurement, as_json=as_json)
+
+
+def _try_out(workspace: Workspace, message: str, *, as_json: bool) -> None:
+    from autoresearch.assemble import try_out
+    from autoresearch.values.text import one_line
+    from autoresearch.views.console import trial_json
+    from autoresearch.views.live import LiveView
+    from autoresearch.views.show import print_outcome
+
+    with LiveView(options.console(to_stderr=True), workspace.config) as view:
+        trial = try_out(workspace, workspace.config, one_line(message), view)
+    history, _ = options.read_history(workspace)
+    if as_json:
+        options.print_json({**trial_json(trial), "champion": history.champion})
+    else:
+        print_outcome(options.console(), trial, history)
 
 
 def _run_once(

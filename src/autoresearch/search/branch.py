@@ -44,6 +44,11 @@ class Branch:
         """train.py of a commit."""
         return self._repository.read(commit, TRAIN_NAME)
 
+    def head_source(self) -> str | None:
+        """train.py of the champion that the branch is at; None before its first session."""
+        head = self._repository.resolve(self._head_ref)
+        return self.read(head) if head else None
+
     def diff(self, old: str, new: str) -> str:
         """What a commit changed in train.py."""
         return self._repository.diff(old, new, TRAIN_NAME)

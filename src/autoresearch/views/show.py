@@ -52,6 +52,23 @@ def find_trial(history: History, name: str) -> Trial:
     )
 
 
+def print_outcome(console: Console, trial: Trial, history: History) -> None:
+    """What became of a trial, in a few lines, for whoever made the edit."""
+    decision = trial.decision
+    heading = Text(f"trial {trial.trial_id}: ", style="bold")
+    console.print(heading + verdict_text(decision.verdict if decision else None), soft_wrap=True)
+    if decision is not None:
+        console.print(clean(decision.reason), soft_wrap=True)
+    if history.champion == trial.commit:
+        console.print("it is the champion now, and train.py is it")
+        return
+    console.print(
+        f"train.py is the champion's again ({short(history.champion)}); the edit is kept: "
+        f"`autoresearch diff {trial.trial_id}`",
+        soft_wrap=True,
+    )
+
+
 def print_trial(console: Console, trial: Trial, runs_folder: Path) -> None:
     """All that the ledger knows of a trial."""
     decision = trial.decision

@@ -1,0 +1,204 @@
+"""A whole trial through MCP: in memory, over stdio, over HTTP, on one real workspace."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from autoresearch import workspace as workspaces
+from autoresearch.cli.mcp_server import COMMAND, make_server
+from autoresearch.data import dataset
+from autoresearch.search.ledger import Ledger
+from autoresearch.system.files import cache_home
+from autoresearch.workspace import Workspace
+
+mcp = pytest.importorskip("mcp")
+pytestmark = pytest.mark.timeout(300)  # real runs: the first trial calibrates
+SOURCE = str(Path(workspaces.__file__).parents[1])
+TOKEN = "loopback"
+CHANGES = {
+    "trial": {"budget_s": 1.0},
+    "judge": {"policy": "greedy", "calibration_runs": 2},
+    "data": {"score_tokens": 4_096, "holdout_tokens": 4_096},
+}
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workspace]:
+    """A prepared demo workspace with runs of a second, whose processes find this source."""
+    folder = tmp_path_factory.mktemp("mcp")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AUTORESEARCH_HOME", str(folder / "home"))
+        patch.setenv("PYTHONPATH", SOURCE)
+        made = workspaces.init(folder / "w", "demo", CHANGES)
+        dataset.prepare(made.config.data, cache_home())
+        yield made
+
+
+@pytest.fixture(autouse=True)
+def _same_home(home: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All tests here share data and source."""
+    monkeypatch.setenv("AUTORESEARCH_HOME", str(home.root.parent / "home"))
+    monkeypatch.setenv("PYTHONPATH", SOURCE)
+
+
+async def work(client: Any, description: str, old: str, new: str) -> dict[str, Any]:
+    """One trial as an agent does it: look, propose, run, wait."""
+
+    async def call(name: str, **arguments: Any) -> dict[str, Any]:
+        result = await client.call_tool(name, arguments)
+        assert not result.is_error, result
+        return dict(result.structured_content)
+
+    source = (await call("champion"))["train_py"]
+    line = next(line for line in source.splitlines() if line.startswith(old))
+    edit = {"search": line, "replace": new}
+    assert (await call("propose", description=description, edits=[edit]))["accepted"]
+    answer = await call("run", wait_s=0.1)
+    assert answer["state"] == "running"
+    while answer["state"] == "running":
+        assert (await call("status"))["is_trial_running"]
+        answer = await call("run", wait_s=20.0)
+    assert answer["state"] == "done", answer
+    listed = (await call("ledger", last=1))["result"]
+    assert listed[0]["description"] == description
+    return answer
+
+
+def count_trials(workspace: Workspace) -> int:
+    """Trials so far; 0 before the first session."""
+    if not workspace.ledger_path.exists():
+        return 0
+    with Ledger.read(workspace.ledger_path) as ledger:
+        return len(ledger.history().trials)
+
+
+def check(workspace: Workspace, answer: dict[str, Any], before: int) -> None:
+    """One trial more; the ledger says what the client was told, train.py is the champion's."""
+    with Ledger.read(workspace.ledger_path) as ledger:
+        ledger.verify()
+        history = ledger.history()
+    assert len(history.trials) == before + 1
+    trial = history.trials[-1]
+    assert trial.decision is not None
+    assert (answer["trial"], answer["verdict"]) == (before + 1, trial.decision.verdict.value)
+    assert answer["val_bpb"] == pytest.approx(trial.runs[0].val_bpb)
+    assert answer["champion"] == history.champion
+    champion = workspace.repository.read(history.champion, "train.py")
+    assert workspace.read_train() == champion
+
+
+def test_in_memory(home: Workspace) -> None:
+    """The server and its client in one process; the first trial calibrates."""
+
+    async def talk() -> dict[str, Any]:
+        async with mcp.Client(make_server(home)) as client:
+            return await work(client, "faster matrices", "MATRIX_LR", "MATRIX_LR = 0.05")
+
+    before = count_trials(home)
+    check(home, asyncio.run(talk()), before)
+
+
+def test_stdio(home: Workspace) -> None:
+    """As an agent's configuration starts it."""
+
+    async def talk() -> tuple[dict[str, Any], str]:
+        words = [*COMMAND[1:], "mcp", "-w", str(home.root)]
+        server = mcp.StdioServerParameters(command=COMMAND[0], args=words, env=dict(os.environ))
+        async with mcp.Client(server) as client:
+            answer = await work(client, "faster head", "HEAD_LR", "HEAD_LR = 0.01")
+            record = await client.read_resource(f"ledger://{answer['trial']}")
+            return answer, record.contents[0].text
+
+    before = count_trials(home)
+    answer, record = asyncio.run(talk())
+    check(home, answer, before)
+    assert json.loads(record)["description"] == "faster head"
+
+
+def free_port() -> int:
+    """A port that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@contextlib.contextmanager
+def serve(home: Workspace, port: int) -> Iterator[str]:
+    """`autoresearch mcp --http` until the block ends; its address."""
+    words = [*COMMAND, "mcp", "--http", "--port", str(port), "-w", str(home.root)]
+    environment = {**os.environ, "AUTORESEARCH_MCP_TOKEN": TOKEN}
+    process = subprocess.Popen(words, env=environment, stderr=subprocess.DEVNULL)
+    limit = time.monotonic() + 60.0
+    while True:
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1.0):
+            break
+        assert process.poll() is None
+        assert time.monotonic() < limit
+        time.sleep(0.05)
+    try:
+        yield f"http://127.0.0.1:{port}/mcp"
+    finally:
+        process.terminate()
+        process.wait(30.0)
+
+
+@contextlib.asynccontextmanager
+async def connect(url: str) -> AsyncIterator[Any]:
+    """A client that sends the token."""
+    import httpx2 as httpx
+    from mcp.client.streamable_http import streamable_http_client
+
+    headers = {"Authorization": f"Bearer {TOKEN}"}
+    async with httpx.AsyncClient(headers=headers, timeout=60.0) as http:
+        transport = streamable_http_client(url, http_client=http)
+        async with mcp.Client(transport) as client:
+            yield client
+
+
+def test_http(home: Workspace) -> None:
+    """With the token a whole trial, without it nothing."""
+
+    async def talk(url: str) -> dict[str, Any]:
+        async with connect(url) as client:
+            return await work(client, "softer cap", "SOFTCAP", "SOFTCAP = 20.0")
+
+    with serve(home, free_port()) as url:
+        for headers in ({}, {"Authorization": "Bearer guess"}):
+            request = urllib.request.Request(url, data=b"{}", headers=headers)
+            with pytest.raises(urllib.error.HTTPError) as refused:
+                urllib.request.urlopen(request, timeout=10)
+            assert refused.value.code == 401
+            refused.value.close()
+        before = count_trials(home)
+        check(home, asyncio.run(talk(url)), before)
+
+
+def test_the_command_line_does_the_same(home: Workspace) -> None:
+    """`train -m` on an edited file; a second time it is refused, and costs no run."""
+    edited = home.read_train().replace("\nQK_GAIN = 1.0", "\nQK_GAIN = 1.1")
+    number = count_trials(home) + 1
+    for code, words in ((0, f"trial {number}: "), (2, f"was tried in trial {number}")):
+        home.write_train(edited)
+        done = subprocess.run(
+            [sys.executable, *COMMAND[1:], "train", "-m", "sharper", "-w", str(home.root)],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == code, done.stderr
+        assert words in done.stdout + done.stderr
+    assert count_trials(home) == number

@@ -1,0 +1,117 @@
+"""The MCP tools without a server process: what they answer, what they refuse."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from autoresearch import workspace as workspaces
+from autoresearch.cli import mcp_server
+from autoresearch.cli.mcp_server import BearerOnly, TrialProcess, make_server
+from autoresearch.workspace import Workspace
+
+mcp = pytest.importorskip("mcp")
+
+
+@pytest.fixture
+def here(tmp_path: Path) -> Workspace:
+    """A fresh demo workspace."""
+    return workspaces.init(tmp_path / "w", "demo")
+
+
+def ask(workspace: Workspace, *calls: tuple[str, dict[str, Any]]) -> list[Any]:
+    """The answers of a server to calls of one client, in memory."""
+
+    async def talk() -> list[Any]:
+        async with mcp.Client(make_server(workspace)) as client:
+            return [(await client.call_tool(*call)).structured_content for call in calls]
+
+    return asyncio.run(talk())
+
+
+def test_propose_puts_an_edit_on_the_disk(here: Workspace) -> None:
+    """Search and replace on the champion, after the checks that every proposal meets."""
+    before = here.read_train()
+    line = next(line for line in before.splitlines() if line.startswith("DEPTH = "))
+    edit = {"search": line, "replace": "DEPTH = 3"}
+    (answer,) = ask(here, ("propose", {"description": "deeper", "edits": [edit]}))
+    assert answer["accepted"] is True
+    assert here.read_train() == before.replace(line, "DEPTH = 3")
+
+
+@pytest.mark.parametrize(
+    ("request_", "words"),
+    [
+        ({}, "either `source` or `edits`"),
+        ({"edits": [{"search": "nowhere to be found", "replace": ""}]}, "occurs 0 times"),
+        ({"edits": [{"search": "import", "replace": ""}]}, "expected once"),
+        ({"source": "def main(run"}, "line 1"),
+        ({"source": "x = 1\n"}, "does not define build_model and main"),
+    ],
+)
+def test_propose_refuses(here: Workspace, request_: dict[str, Any], words: str) -> None:
+    """With the reason; the file stays as it was."""
+    before = here.read_train()
+    (answer,) = ask(here, ("propose", {"description": "broken", **request_}))
+    assert answer["accepted"] is False
+    assert words in answer["reason"]
+    assert here.read_train() == before
+
+
+def test_views_before_the_first_session(here: Workspace) -> None:
+    """The champion is the start, the ledger is empty, nothing runs."""
+    champion, ledger, status, run = ask(
+        here, ("champion", {}), ("ledger", {}), ("status", {}), ("run", {})
+    )
+    assert champion["train_py"] == here.read_train()
+    assert champion["val_bpb"] is None
+    assert ledger == {"result": []}
+    assert status == {"is_trial_running": False}
+    assert run["state"] == "idle"
+
+
+@pytest.mark.parametrize(
+    ("script", "state"),
+    [
+        ("import json; print(json.dumps({'trial': 1}))", {"state": "done", "trial": 1}),
+        ("raise SystemExit('no such thing')", {"state": "failed", "exit_code": 1}),
+    ],
+)
+def test_a_trial_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str, state: dict[str, Any]
+) -> None:
+    """First it runs, then it is done or has failed, then the next may start."""
+    code = f"import time; time.sleep(0.5); {script}"
+    monkeypatch.setattr(mcp_server, "COMMAND", (mcp_server.sys.executable, "-c", code))
+    trial = TrialProcess(tmp_path)
+    trial.start("an idea")
+    assert trial.wait(0.01)["state"] == "running"
+    assert trial.is_running
+    answer = trial.wait(30.0)
+    assert state.items() <= answer.items()
+    assert not trial.has_started
+
+
+def test_the_token_is_wanted() -> None:
+    """Without it nothing reaches the application."""
+    reached, sent = [], []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        reached.append(scope)
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    guarded = BearerOnly(app, "secret")
+    for value in (b"", b"Bearer wrong", b"secret"):
+        scope = {"type": "http", "headers": [(b"authorization", value)]}
+        asyncio.run(guarded(scope, None, send))  # type: ignore[arg-type]
+    assert [message.get("status") for message in sent[::2]] == [401] * 3
+    assert reached == []
+    asyncio.run(
+        guarded({"type": "http", "headers": [(b"authorization", b"Bearer secret")]}, None, send)  # type: ignore[arg-type]
+    )
+    assert len(reached) == 1
