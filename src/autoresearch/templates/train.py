@@ -133,6 +133,19 @@ def sdpa(q, k, v, window):
     return y.transpose(1, 2)
 
 
+def add_norm(x, y=None, x0=None, resid=None, mix=None, front=0):
+    """x + y, or resid (x + y) + mix x0; that normed; the first channels of this."""
+    x = x if y is None else x + y
+    x = x if x0 is None else resid * x + mix * x0
+    h = norm(x)
+    return x, h, h[..., :front]
+
+
+def share(x, num):
+    """A tensor for several users; their gradients are added up."""
+    return [x] * num
+
+
 def relu2_mlp(x, fc, proj):
     """C -> 4C -> C with ReLU squared: x (B, T, C), fc (4C, C), proj (C, 4C)."""
     return F.linear(F.relu(F.linear(x, fc)).square(), proj)
@@ -208,6 +221,7 @@ class Operators:
     def __init__(self, device, context, windows):
         self.split_heads, self.attend, self.mlp = split_heads, sdpa, relu2_mlp
         self.lookup, self.head_loss = lookup, head_loss
+        self.add_norm, self.share = add_norm, share
         self.names = {"attend": "sdpa"}
         if device.type == "cuda" and KERNELS:
             try:  # the only use of the package here: without it all works, slower
@@ -217,6 +231,10 @@ class Operators:
                 return
             shape = {"head_dim": HEAD_DIM, "context": context, "windows": windows}
             ops.install(self, device, attention=ATTENTION, softcap=SOFTCAP, gain=QK_GAIN, **shape)
+
+    def attend_heads(self, qkv, cos, sin, num_heads, opening, value, window):
+        """Attention on the product of a layer; see split_heads."""
+        return self.attend(*self.split_heads(qkv, cos, sin, num_heads, opening, value), window)
 
     def __str__(self):
         return ", ".join(f"{part} {name}" for part, name in self.names.items())
@@ -234,18 +252,21 @@ def pick_precision(device):
     return torch.bfloat16 if has_fast_bf16 else torch.float32
 
 
-def block(x, x0, cos, sin, resid, mix, weights, value, window, ops):
-    """One layer: x, x0 (B, T, C); resid, mix scalars; value (B, T, G D) or None: of each token."""
+def block(x, y, x0, cos, sin, resid, mix, weights, value, window, ops):
+    """One layer: x, x0 (B, T, C); resid, mix scalars; value (B, T, G D) or None: of each token.
+
+    The stream comes and goes as x + y: what the MLP adds is added with the next norm, in one pass.
+    """
     q_kv, out, fc, proj, gate = weights
     num_heads = x.size(-1) // (2 * cos.size(-1))
-    x = resid * x + mix * x0
-    h = norm(x)
+    front = 0 if value is None else gate.size(-1)
+    x, h, first = ops.add_norm(x, y, x0, resid, mix, front)
     # the gate starts at exactly 1: its weights are zero
-    opening = None if value is None else F.linear(h[..., : gate.size(-1)], gate)
+    opening = None if value is None else F.linear(first, gate)
     qkv = F.linear(h, q_kv)
-    q, k, v = ops.split_heads(qkv, cos, sin, num_heads, opening, value)
-    x = x + F.linear(ops.attend(q, k, v, window).flatten(2), out)
-    return x + ops.mlp(norm(x), fc, proj)
+    seen = ops.attend_heads(qkv, cos, sin, num_heads, opening, value, window)
+    x, h, _ = ops.add_norm(x, F.linear(seen.flatten(2), out))
+    return x, ops.mlp(h, fc, proj)
 
 
 class GPT(nn.Module):
@@ -312,13 +333,15 @@ class GPT(nn.Module):
         pairs = zip(looked_up, gates, strict=True)
         values = dict(zip(self.value_layers, pairs, strict=True))
 
-        x = x0 = norm(embedded.to(dtype))
+        x, *copies = ops.share(norm(embedded.to(dtype)), 1 + len(self.windows))
+        y = None
         for i, window in enumerate(self.windows):
             value, gate = values.get(i, (None, None))
             value = None if value is None else value.to(dtype)
             weights = (*matrices[i], gate)
-            x = self.block(x, x0, cos, sin, resid[i], mix[i], weights, value, window, ops)
-        x = norm(x)
+            scalars = (resid[i], mix[i])
+            x, y = self.block(x, y, copies[i], cos, sin, *scalars, weights, value, window, ops)
+        x = ops.add_norm(x, y)[1]
         if targets is not None:
             return ops.head_loss(x, self.head, targets)
         return softcap(F.linear(x, self.head.to(dtype)))

@@ -9,7 +9,7 @@ torch alone; triton, FlashAttention and quack come with the operators that use t
 from __future__ import annotations
 
 import importlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -26,6 +26,9 @@ class Operators(Protocol):
 
     split_heads: Any
     attend: Any
+    attend_heads: Any
+    add_norm: Any
+    share: Any
     mlp: Any
     lookup: Any
     head_loss: Any
@@ -61,7 +64,7 @@ def install(
         operators.attend = attend
     if torch.cuda.get_device_capability(device) < (8, 0) or not _has_triton():
         return
-    from autoresearch.inside.ops import rotary, softcap_ce, table
+    from autoresearch.inside.ops import heads, residual, rotary, softcap_ce, table
 
     operators.head_loss = partial(softcap_ce.head_loss, cap=softcap)
     operators.lookup = table.lookup
@@ -69,10 +72,29 @@ def install(
     if rotary.is_supported(head_dim):
         operators.split_heads = partial(rotary.split_heads, gain=gain)
         operators.names["rotary"] = "triton"
+        if name == "fa4" and heads.ENABLED:
+            works = partial(heads.try_out, device, head_dim, min(windows))
+            if _is_fine(operators, "heads", works):
+                operators.attend_heads = partial(heads.attend_heads, gain=gain)
+    if residual.ENABLED and _is_fine(operators, "residual", partial(residual.try_out, device)):
+        operators.add_norm = residual.add_norm
+        if residual.SHARE:
+            operators.share = residual.share
     backend, reason = _mlp.choose(device)
     operators.names["mlp"] = f"{backend or 'torch'} ({reason})" if reason else backend
     if backend:
         operators.mlp = partial(_mlp.relu2_mlp, backend=backend)
+
+
+def _is_fine(operators: Operators, part: str, trial: Callable[[], None]) -> bool:
+    """Whether a trial call goes through; writes down what came of it."""
+    try:
+        trial()
+    except Exception as error:  # noqa: BLE001 - whatever a library throws, plain torch remains
+        operators.names[part] = f"torch ({type(error).__name__}: {error})".splitlines()[0][:120]
+        return False
+    operators.names[part] = "triton"
+    return True
 
 
 def preload() -> None:

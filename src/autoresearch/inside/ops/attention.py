@@ -103,6 +103,11 @@ def attend_fa4(q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
 @torch.library.custom_op("autoresearch::fa4_forward", mutates_args=())
 def fa4_forward(q: Tensor, k: Tensor, v: Tensor, window: int) -> tuple[Tensor, Tensor]:
     """Output (B, T, H, D) and log-sum-exp (B, H, T); window -1 sees everything before."""
+    return run_fa4(q, k, v, window)
+
+
+def run_fa4(q: Tensor, k: Tensor, v: Tensor, window: int) -> tuple[Tensor, Tensor]:
+    """The library's forward; each head of q, k and v has its channels side by side."""
     interface = importlib.import_module("flash_attn.cute.interface")
     left = None if window < 0 else window
     options = {"causal": True, "window_size_left": left, "return_lse": True}
@@ -121,10 +126,25 @@ def fa4_backward(
     grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, window: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of q, k and v."""
+    return run_fa4_backward(grad, q, k, v, out, lse, window)
+
+
+def run_fa4_backward(
+    grad: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    window: int,
+    **places: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The library's backward; `places`: dq, dk or dv, where they shall be written."""
     interface = importlib.import_module("flash_attn.cute.interface")
     left = None if window < 0 else window
-    dq, dk, dv = interface._flash_attn_bwd(
-        q, k, v, out, grad.contiguous(), lse, None, True, 0.0, window_size_left=left
+    grad = grad.contiguous()
+    dq, dk, dv, *_ = interface._flash_attn_bwd(
+        q, k, v, out, grad, lse, None, True, 0.0, window_size_left=left, **places
     )
     return dq, dk, dv
 

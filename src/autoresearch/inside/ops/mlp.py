@@ -19,6 +19,10 @@ from torch import Tensor
 from autoresearch.inside.ops.machine import num_processors
 
 BACKENDS = ("quack", "triton")  # best first; leave one out to do without it
+# quack's tiles: (rows, columns, ping-pong, cluster rows, cluster columns, swap); (): its default
+UP_TILES: tuple[int, ...] = ()
+DOWN_TILES: tuple[int, ...] = ()
+WEIGHT_SPLITS = 0  # parts into which quack cuts the sums of weight gradients; 0: cuBLAS does them
 _TOLERANCE = 0.02  # of the trial call in bfloat16, relative to the norm
 
 
@@ -83,6 +87,9 @@ def relu2_backward(
     """Gradients of x, fc and proj."""
     grad = grad.contiguous()
     hidden = _down_gradient(grad, proj, squares, backend)
+    if backend == "quack" and WEIGHT_SPLITS:
+        split = load_quack().split_product
+        return hidden @ fc, split(hidden, x, WEIGHT_SPLITS), split(grad, squares, WEIGHT_SPLITS)
     return hidden @ fc, hidden.mT @ x, grad.mT @ squares
 
 
@@ -109,7 +116,7 @@ relu2_forward.register_autograd(_gradient, setup_context=_setup)
 def _up(x: Tensor, fc: Tensor, backend: str) -> Tensor:
     """max(x fc^T, 0)^2."""
     if backend == "quack":
-        up: Tensor = load_quack().up(x.detach(), fc.detach().mT, tuned=False)["D"]
+        up: Tensor = load_quack().up(x.detach(), fc.detach().mT, **_tiles(UP_TILES))["D"]
         return up
     if backend == "triton":
         return gemm_relu2(x, fc)
@@ -120,7 +127,7 @@ def _down_gradient(grad: Tensor, proj: Tensor, squares: Tensor, backend: str) ->
     """The gradient before the activation: (grad proj) 2 sqrt(squares)."""
     if backend == "quack":
         operands = (grad.detach(), proj.detach(), squares.detach())
-        down: Tensor = load_quack().down_gradient(*operands, tuned=False)["D"]
+        down: Tensor = load_quack().down_gradient(*operands, **_tiles(DOWN_TILES))["D"]
         return down
     if backend == "triton":
         return gemm_relu2(grad, proj.mT.contiguous(), squares)
@@ -129,6 +136,11 @@ def _down_gradient(grad: Tensor, proj: Tensor, squares: Tensor, backend: str) ->
 
 def _down(grad: Tensor, proj: Tensor, squares: Tensor) -> Tensor:
     return (grad @ proj).mul_(squares.sqrt().mul_(2))
+
+
+def _tiles(shape: tuple[int, ...]) -> dict[str, Any]:
+    """Options of a call: tiles of this shape, without a search."""
+    return {"tuned": False, "config": load_quack().tiles(*shape) if shape else None}
 
 
 @cache

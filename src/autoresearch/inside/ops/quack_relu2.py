@@ -6,9 +6,34 @@ modules it keys by name, so functions are reached through those.
 """
 # mypy: ignore-errors
 
+from functools import cache
+
 from cutlass import cute
-from quack import activation
+from quack import activation, gemm_config, gemm_interface
 from quack.epilogue.frontend import gemm_epilogue
+
+
+@cache  # quack knows a configuration by its identity
+def tiles(rows, columns, is_pingpong, cluster_rows=2, cluster_columns=1, swaps=False):
+    """A configuration for Hopper."""
+    return gemm_config.GemmConfig(
+        tile_m=rows,
+        tile_n=columns,
+        pingpong=bool(is_pingpong),
+        cluster_m=cluster_rows,
+        cluster_n=cluster_columns,
+        swap_ab=bool(swaps),
+        is_dynamic_persistent=False,
+        device_capacity=9,
+    )
+
+
+def split_product(a, b, num_splits):
+    """a^T b for a (K, M) and b (K, N) with K long: parts of the sum side by side, in float32."""
+    operands = (a.detach().mT, b.detach())
+    mode = gemm_interface.SplitKMode.SEPARATE
+    options = {"tuned": False, "split_k": num_splits, "split_k_mode": mode}
+    return gemm_interface.gemm(*operands, **options)
 
 
 @gemm_epilogue()

@@ -81,8 +81,7 @@ def _shapes(qkv: Tensor, cos: Tensor, num_heads: int) -> tuple[int, int, int, in
     return B, T, num_heads, (width // D - num_heads) // 2, D
 
 
-@torch.library.custom_op("autoresearch::split_forward", mutates_args=())
-def split_forward(
+def launch_forward(
     qkv: Tensor,
     cos: Tensor,
     sin: Tensor,
@@ -90,13 +89,16 @@ def split_forward(
     value: Tensor | None,
     num_heads: int,
     gain: float,
+    *,
+    writes_values: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """q (B, T, H, D), k and v (B, T, G, D), each contiguous."""
+    """q (B, T, H, D), k and v (B, T, G, D), each contiguous; v is a stub if not written."""
     from autoresearch.inside.ops import kernels
 
     B, T, H, G, D = _shapes(qkv, cos, num_heads)
-    qkv, has_value = qkv.contiguous(), value is not None
-    q, k, v = qkv.new_empty(B, T, H, D), qkv.new_empty(B, T, G, D), qkv.new_empty(B, T, G, D)
+    qkv = qkv.contiguous()
+    q, k = qkv.new_empty(B, T, H, D), qkv.new_empty(B, T, G, D)
+    v = qkv.new_empty((B, T, G, D) if writes_values else (0,))
     kernels.split_heads[(-(-B * T // _ROWS),)](
         qkv,
         cos.contiguous(),
@@ -113,10 +115,70 @@ def split_forward(
         G=G,
         HALF=D // 2,
         ROWS=_ROWS,
-        HAS_VALUE=has_value,
+        HAS_VALUE=value is not None,
+        WRITES_VALUES=writes_values,
         num_warps=4,
     )
     return q, k, v
+
+
+def launch_backward(
+    dq: Tensor,
+    dk: Tensor,
+    dv: Tensor | None,
+    qkv: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    opening: Tensor | None,
+    value: Tensor | None,
+    gain: float,
+    dqkv: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """Fill dqkv, whose part of the values is there already if dv is None; dopening and dvalue."""
+    from autoresearch.inside.ops import kernels
+
+    B, T, H, G, D = _shapes(qkv, cos, dq.size(2))
+    has_value = value is not None
+    dopening = qkv.new_empty(opening.shape if opening is not None else (0,))
+    dvalue = qkv.new_empty(value.shape if value is not None else (0,))
+    kernels.split_heads_backward[(-(-B * T // _ROWS),)](
+        dq.contiguous(),
+        dk.contiguous(),
+        dqkv if dv is None else dv.contiguous(),
+        qkv.contiguous(),
+        cos.contiguous(),
+        sin.contiguous(),
+        opening.contiguous() if opening is not None else qkv,
+        value.contiguous() if value is not None else qkv,
+        dqkv,
+        dopening if has_value else dqkv,
+        dvalue if has_value else dqkv,
+        B * T,
+        T,
+        gain,
+        H=H,
+        G=G,
+        HALF=D // 2,
+        ROWS=_ROWS,
+        HAS_VALUE=has_value,
+        IN_PLACE=dv is None,
+        num_warps=4,
+    )
+    return dopening, dvalue
+
+
+@torch.library.custom_op("autoresearch::split_forward", mutates_args=())
+def split_forward(
+    qkv: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    opening: Tensor | None,
+    value: Tensor | None,
+    num_heads: int,
+    gain: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """q (B, T, H, D), k and v (B, T, G, D), each contiguous."""
+    return launch_forward(qkv, cos, sin, opening, value, num_heads, gain, writes_values=True)
 
 
 @split_forward.register_fake
@@ -146,36 +208,9 @@ def split_backward(
     gain: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of qkv, opening and value; the last two are empty if there is no value."""
-    from autoresearch.inside.ops import kernels
-
-    B, T, H, G, D = _shapes(qkv, cos, dq.size(2))
-    qkv, has_value = qkv.contiguous(), value is not None
-    dqkv = torch.empty_like(qkv)
-    dopening = qkv.new_empty(opening.shape if opening is not None else (0,))
-    dvalue = qkv.new_empty(value.shape if value is not None else (0,))
-    kernels.split_heads_backward[(-(-B * T // _ROWS),)](
-        dq.contiguous(),
-        dk.contiguous(),
-        dv.contiguous(),
-        qkv,
-        cos.contiguous(),
-        sin.contiguous(),
-        opening.contiguous() if opening is not None else qkv,
-        value.contiguous() if value is not None else qkv,
-        dqkv,
-        dopening if has_value else dqkv,
-        dvalue if has_value else dqkv,
-        B * T,
-        T,
-        gain,
-        H=H,
-        G=G,
-        HALF=D // 2,
-        ROWS=_ROWS,
-        HAS_VALUE=has_value,
-        num_warps=4,
-    )
-    return dqkv, dopening, dvalue
+    dqkv = qkv.new_empty(qkv.shape)
+    extra = launch_backward(dq, dk, dv, qkv, cos, sin, opening, value, gain, dqkv)
+    return dqkv, *extra
 
 
 @split_backward.register_fake

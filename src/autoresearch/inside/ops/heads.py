@@ -1,0 +1,184 @@
+"""Split heads and FlashAttention 4 as one operator, so that values need not be copied.
+
+Attention reads the values where the product of the layer put them, and writes their gradient where
+the gradient of the product will be. In a layer with a value embedding the mixed values are written
+apart, their gradient in place. Against the two operators this saves four passes over the values in
+a plain layer (reading and writing, both ways), and one in a layer with an embedding.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from autoresearch.inside.ops import attention, rotary
+
+ENABLED = True  # False: two operators
+_TOLERANCE = 0.02  # of the trial call in bfloat16, relative to the norm
+
+
+def attend_heads_twin(
+    qkv: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    num_heads: int,
+    opening: Tensor | None,
+    value: Tensor | None,
+    window: int,
+    gain: float,
+) -> Tensor:
+    """The definition: qkv (B, T, (H + 2 G) D) -> (B, T, H, D); the rest as in the two modules."""
+    heads = rotary.split_heads_twin(qkv, cos, sin, num_heads, opening, value, gain)
+    return attention.attend_twin(*heads, window)
+
+
+def attend_heads(
+    qkv: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    num_heads: int,
+    opening: Tensor | None,
+    value: Tensor | None,
+    window: int,
+    gain: float,
+) -> Tensor:
+    """As the twin; a window that reaches the first token is plain causal attention."""
+    window = window if window < qkv.size(1) - 1 else -1
+    out: Tensor = heads_forward(qkv, cos, sin, opening, value, num_heads, gain, window)[0]
+    return out
+
+
+@torch.library.custom_op("autoresearch::heads_forward", mutates_args=())
+def heads_forward(
+    qkv: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    opening: Tensor | None,
+    value: Tensor | None,
+    num_heads: int,
+    gain: float,
+    window: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Output, log-sum-exp, q, k, and mixed v (empty without a value embedding)."""
+    has_value = value is not None
+    q, k, v = rotary.launch_forward(
+        qkv, cos, sin, opening, value, num_heads, gain, writes_values=has_value
+    )
+    out, lse = attention.run_fa4(q, k, v if has_value else _values(qkv, k), window)
+    return out, lse, q, k, v
+
+
+def _values(qkv: Tensor, k: Tensor) -> Tensor:
+    """Where the values lie in the product, (B, T, G, D)."""
+    G, D = k.shape[2:]
+    return qkv[..., -G * D :].unflatten(-1, (G, D))
+
+
+@heads_forward.register_fake
+def _(
+    qkv: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    opening: Tensor | None,
+    value: Tensor | None,
+    num_heads: int,
+    gain: float,
+    window: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    B, T, width = qkv.shape
+    D = 2 * cos.size(-1)
+    G = (width // D - num_heads) // 2
+    q, k = qkv.new_empty(B, T, num_heads, D), qkv.new_empty(B, T, G, D)
+    lse = qkv.new_empty((B, num_heads, T), dtype=torch.float32)
+    v = qkv.new_empty((B, T, G, D) if value is not None else (0,))
+    return qkv.new_empty(B, T, num_heads, D), lse, q, k, v
+
+
+@torch.library.custom_op("autoresearch::heads_backward", mutates_args=())
+def heads_backward(
+    grad: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    qkv: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    opening: Tensor | None,
+    value: Tensor | None,
+    gain: float,
+    window: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of qkv, opening and value; the last two are empty if there is no value."""
+    dqkv = qkv.new_empty(qkv.shape)
+    values = v if value is not None else _values(qkv, k)
+    place = _values(dqkv, k)
+    dq, dk, _ = attention.run_fa4_backward(grad, q, k, values, out, lse, window, dv=place)
+    extra = rotary.launch_backward(dq, dk, None, qkv, cos, sin, opening, value, gain, dqkv)
+    return dqkv, *extra
+
+
+@heads_backward.register_fake
+def _(
+    grad: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    qkv: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    opening: Tensor | None,
+    value: Tensor | None,
+    gain: float,
+    window: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    dopening = qkv.new_empty(opening.shape if opening is not None else (0,))
+    dvalue = qkv.new_empty(value.shape if value is not None else (0,))
+    return qkv.new_empty(qkv.shape), dopening, dvalue
+
+
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    qkv, cos, sin, opening, value, _, ctx.gain, ctx.window = inputs
+    ctx.has_value = value is not None
+    rest = (opening, value) if ctx.has_value else ()
+    ctx.save_for_backward(*output, qkv, cos, sin, *rest)
+    ctx.set_materialize_grads(False)
+
+
+def _gradient(ctx: Any, grad: Tensor, *_: Tensor | None) -> tuple[Tensor | None, ...]:
+    kept = ctx.saved_tensors if ctx.has_value else (*ctx.saved_tensors, None, None)
+    dqkv, dopening, dvalue = heads_backward(grad, *kept, ctx.gain, ctx.window)
+    extra = (dopening, dvalue) if ctx.has_value else (None, None)
+    return dqkv, None, None, *extra, None, None, None
+
+
+heads_forward.register_autograd(_gradient, setup_context=_setup)
+
+
+def try_out(device: torch.device, head_dim: int, window: int) -> None:
+    """Both ways on a small input, with a value embedding and without; raises if not the twin's."""
+    generator = torch.Generator(device).manual_seed(0)
+    options: dict[str, Any] = {"device": device, "dtype": torch.bfloat16, "generator": generator}
+    B, T, H, D = 1, 256, 2, head_dim
+    angles = torch.randn((T, 1, D // 2), device=device, generator=generator)
+    cos, sin = angles.cos().bfloat16(), angles.sin().bfloat16()
+    shapes = ((B, T, 3 * H * D), (B, T, H), (B, T, H * D))
+    for num in (1, 3):
+        inputs = [torch.randn(shape, **options) for shape in shapes[:num]]
+        grad, results = torch.randn((B, T, H, D), **options), []
+        for function in (attend_heads, attend_heads_twin):
+            is_twin = function is attend_heads_twin
+            own = [(t.float() if is_twin else t).clone().requires_grad_() for t in inputs]
+            rest = own[1:] or (None, None)
+            turns = (cos.to(own[0].dtype), sin.to(own[0].dtype))
+            out = function(own[0], *turns, H, *rest, window, 1.0)  # type: ignore[arg-type]
+            results.append([out, *torch.autograd.grad(out, own, grad.to(out.dtype))])
+        for got, wanted in zip(*results, strict=True):
+            off = float((got.float() - wanted.float()).norm() / wanted.float().norm())
+            if not off < _TOLERANCE:
+                raise ValueError(f"off by {off:.3g}")
