@@ -1,7 +1,8 @@
 """Operators and the training step on one GPU: correctness, times against twin and roofline.
 
 Usage: python runs/gpu_bench.py [--rows FOLDER] [--sections env,check,time,reference,h100]
-           [--seconds 30] [--steps N] [--seeds 1] [--score] [--set NAME=VALUE ...] [--out FILE]
+           [--seconds 30] [--steps N] [--seeds 1] [--score] [--set NAME=VALUE ...]
+           [--ops MODULE.NAME=VALUE ...] [--out FILE]
 
 Hardware: one NVIDIA H100 80GB (on others, read the ceilings that `env` measures). Duration: about
 two minutes for check and time; --seconds plus compilation (half a minute to one and a half) for a
@@ -9,8 +10,10 @@ training section. FOLDER comes from gpu_rows.py; without it training runs on ran
 is as fast. Optional packages (FlashAttention 4, quack) are used where they can be imported. What
 fails is printed, and the next thing follows.
 
-More sections: `tune` (what quack's own search over tile shapes gives; minutes), and any preset of
-templates/presets.toml, which is trained. --steps ends a run after that many steps instead (926 at
+More sections: `leads` (checks and times of what might be faster; a minute and a half), `tune` (what
+quack's own search over tile shapes gives; minutes), and any preset of templates/presets.toml, which
+is trained. --ops sets constants of the modules in inside/ops, for one run: residual.ENABLED=False.
+ --steps ends a run after that many steps instead (926 at
 `reference`, with --score, is the parity check: rows packed the reference's way are scored too).
 """
 
@@ -20,6 +23,7 @@ import argparse
 import ast
 import contextlib
 import gc
+import importlib
 import importlib.util
 import json
 import math
@@ -374,6 +378,21 @@ def time_mlp_at(N: int, C: int) -> None:
                 attempt(label, lambda a=tiles, k=kept, n=label: time_tiles(n, x, fc, k, a, up))
 
 
+def section_leads() -> None:
+    """What might be faster than what is in use: gpu_leads.py beside this file."""
+    leads = importlib.import_module("gpu_leads")
+    leads.run(sys.modules[__name__])
+
+
+def set_operator_constant(name: str, value: str) -> None:
+    """MODULE.NAME of autoresearch.inside.ops, which must have it."""
+    module_name, constant = name.rsplit(".", 1)
+    module = importlib.import_module(f"autoresearch.inside.ops.{module_name}")
+    if not hasattr(module, constant):
+        raise SystemExit(f"--ops: {module.__name__} has no {constant}")
+    setattr(module, constant, ast.literal_eval(value))
+
+
 def section_tune() -> None:
     """What quack's own search over tile shapes would add."""
     from autoresearch.inside.ops import mlp
@@ -650,6 +669,7 @@ class Run:
 
 KINDS = (
     ("split heads", r"split_heads"),
+    ("residual and norm", r"add_norm|add_up"),
     ("attention", r"flash|fmha|FlashAttention|sdpa|flex"),
     ("softcap CE", r"softcap_ce"),
     ("embedding gradient", r"segment_sum|embedding|radix|[sS]ort|indexing_backward"),
@@ -711,7 +731,7 @@ def section_train(preset: str, given: argparse.Namespace, seed: int) -> None:
     gaps = [b - a for a, b in zip(run.marks[20:], run.marks[21:], strict=False)]
     step_ms = statistics.median(gaps) * 1e3 if gaps else math.nan
     rate = tokens / run.steps / step_ms * 1e3
-    name = f"{preset} seed {seed} {given.set or ''}"
+    name = f"{preset} seed {seed} {given.set or ''} {' '.join(given.ops)}"
     summary = {
         "step_ms": step_ms,
         "tokens_per_s": rate,
@@ -784,13 +804,16 @@ def main() -> None:
     parser.add_argument("--profile-at", type=int, default=40)
     parser.add_argument("--score", action="store_true")
     parser.add_argument("--set", nargs="*", default=[])
+    parser.add_argument("--ops", nargs="*", default=[])
     parser.add_argument("--out", type=Path)
     given = parser.parse_args()
     pairs = (word.split("=", 1) for word in given.set)
     warnings.filterwarnings("ignore")  # of the DSLs, at every compilation
     given.set = {name: ast.literal_eval(value) for name, value in pairs}
+    for word in given.ops:
+        set_operator_constant(*word.split("=", 1))
     sections = {"env": section_env, "check": section_check}
-    sections |= {"time": section_time, "tune": section_tune}
+    sections |= {"time": section_time, "tune": section_tune, "leads": section_leads}
     for name in given.sections.split(","):
         started = time.perf_counter()
         say(f"===== {name}")

@@ -12,7 +12,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from autoresearch.inside.ops import attention, mlp, polar, rotary, softcap_ce, table
+from autoresearch.inside.ops import (
+    attention,
+    heads,
+    mlp,
+    polar,
+    residual,
+    rotary,
+    softcap_ce,
+    table,
+)
 
 pytestmark = [pytest.mark.gpu, pytest.mark.filterwarnings("ignore")]
 CUDA = torch.device("cuda")
@@ -134,3 +143,50 @@ def test_polar(shape: tuple[int, ...]) -> None:
     wanted = polar.polar_twin(matrices.double(), COEFFICIENTS)
     got = polar.polar(matrices, COEFFICIENTS, torch.bfloat16).double()
     assert (got - wanted).norm() <= 5e-2 * wanted.norm()
+
+
+@pytest.mark.parametrize("front", [0, 24])
+@pytest.mark.parametrize("num_inputs", [1, 2, 3])
+@pytest.mark.parametrize(("num", "width"), [(333, 512), (50, 640), (7, 72)])
+def test_add_norm(num: int, width: int, num_inputs: int, front: int) -> None:
+    """Sum, normed sum and all gradients, those of the two scalars too."""
+    pytest.importorskip("triton")
+    inputs = [normal(3, num, width) for _ in range(num_inputs)]
+    if num_inputs == 3:
+        inputs += [torch.tensor(s, device=CUDA, requires_grad=True) for s in (0.9, 0.2)]
+
+    def used(function: Callable[..., Any]) -> Callable[..., Any]:
+        return lambda *t: function(*t, front=front)[: 3 if front else 2]
+
+    assert_agree(used(residual.add_norm), used(residual.add_norm_twin), inputs, 1e-2)
+
+
+@pytest.mark.parametrize("num", [1, 2, 9, 23])
+def test_share(num: int) -> None:
+    """The gradients of all users are added up."""
+    pytest.importorskip("triton")
+    assert_agree(lambda x: residual.share(x, num), lambda x: [x * 1] * num, [normal(99, 333)], 5e-3)
+
+
+@pytest.mark.parametrize("window", [384, 77])
+@pytest.mark.parametrize("has_value", [True, False])
+def test_attend_heads(has_value: bool, window: int) -> None:
+    """Attention on the product of a layer, values read and their gradient written in place."""
+    try:
+        attention._make_fa4(CUDA)
+    except ImportError as error:
+        pytest.skip(str(error))
+    B, T, H, G, D = 2, 384, 4, 2, 128
+    angles = torch.randn(T, 1, D // 2, device=CUDA)
+    cos, sin = angles.cos().bfloat16(), angles.sin().bfloat16()
+    shapes = [(B, T, (H + 2 * G) * D), (B, T, G), (B, T, G * D)]
+    inputs = [normal(*shape) for shape in shapes[: 3 if has_value else 1]]
+
+    def whole(function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(qkv: Tensor, *extra: Tensor) -> Any:
+            turns = (cos.to(qkv.dtype), sin.to(qkv.dtype))
+            return function(qkv, *turns, H, *(extra or (None, None)), window, 1.2)
+
+        return call
+
+    assert_agree(whole(heads.attend_heads), whole(heads.attend_heads_twin), inputs, 1e-2)

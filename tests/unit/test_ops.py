@@ -251,7 +251,9 @@ for has_value, G, dtype, bound in ((1, 2, torch.float32, 1e-6), (0, 1, torch.flo
     torch.library.opcheck(rotary.split_forward, arguments, test_utils=utilities)
 
 for C, has_x0, front, dtype, bound in (
-    (48, 1, 8, torch.float32, 1e-5), (64, 0, 0, torch.float16, 2e-3), (20, 1, 0, torch.float16, 2e-3)
+    (48, 1, 8, torch.float32, 1e-5),
+    (64, 0, 0, torch.float16, 2e-3),
+    (20, 1, 0, torch.float16, 2e-3),
 ):
     inputs = [torch.randn(3, 7, C).to(dtype) for _ in range(2 + has_x0)]
     inputs += [torch.tensor(0.8), torch.tensor(0.3)][: 2 * has_x0]

@@ -1,4 +1,4 @@
-"""The two epilogues of the ReLU-squared MLP in quack's terms: functions of one accumulated element.
+"""What the MLP asks of quack: epilogues, functions of one accumulated element, and plain products.
 
 Importing this needs the `quack-kernels` package and the CUTLASS DSL. quack makes the key of a
 compiled kernel from the functions that an epilogue names, and gives up on some of the DSL's own:
@@ -9,13 +9,15 @@ modules it keys by name, so functions are reached through those.
 from functools import cache
 
 from cutlass import cute
-from quack import activation, gemm_config, gemm_interface
+from quack import activation
 from quack.epilogue.frontend import gemm_epilogue
 
 
 @cache  # quack knows a configuration by its identity
 def tiles(rows, columns, is_pingpong, cluster_rows=2, cluster_columns=1, swaps=False):
     """A configuration for Hopper."""
+    from quack import gemm_config
+
     return gemm_config.GemmConfig(
         tile_m=rows,
         tile_n=columns,
@@ -30,6 +32,8 @@ def tiles(rows, columns, is_pingpong, cluster_rows=2, cluster_columns=1, swaps=F
 
 def split_product(a, b, num_splits):
     """a^T b for a (K, M) and b (K, N) with K long: parts of the sum side by side, in float32."""
+    from quack import gemm_interface
+
     operands = (a.detach().mT, b.detach())
     mode = gemm_interface.SplitKMode.SEPARATE
     options = {"tuned": False, "split_k": num_splits, "split_k_mode": mode}
@@ -46,3 +50,14 @@ def up(acc):
 def down_gradient(acc, c):
     """acc times the slope of the activation whose square is `c`."""
     return {"D": acc * (2.0 * cute.math.sqrt(c, approx=True))}
+
+
+@gemm_epilogue()
+def same(acc):
+    """A product as it is."""
+    return {"D": acc}
+
+
+def product(a, b, shape):
+    """a b, by tiles of this shape."""
+    return same(a.detach(), b.detach(), tuned=False, config=tiles(*shape))["D"]

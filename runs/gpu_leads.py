@@ -1,0 +1,236 @@
+"""Variants of the operators side by side at the reference's micro-batch: right, and how fast.
+
+Usage: python runs/gpu_bench.py --sections leads (this file is not called by itself)
+
+Hardware: one NVIDIA H100 80GB; FlashAttention 4 and quack where they can be imported. Duration:
+about a minute and a half, most of it compilation. Errors are relative to float64, in norm. What
+fails is printed, and the next thing follows. The line `switch:` says how to try a winner in
+training: --ops MODULE.NAME=VALUE of gpu_bench.py.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
+
+import torch
+
+N, C, T, H, D = 2**18, 512, 2048, 4, 128
+UNIT = 2 * N * C  # bytes of one tensor (N, C)
+TILES = (  # of quack: rows, columns, ping-pong, cluster rows, cluster columns, swap
+    (),
+    (128, 128, 1, 2, 1, 0),
+    (128, 128, 1, 1, 2, 0),
+    (128, 256, 0, 2, 1, 0),
+    (256, 128, 0, 2, 1, 0),
+    (256, 128, 0, 1, 2, 0),
+    (128, 192, 1, 1, 2, 0),
+    (192, 128, 1, 1, 2, 0),
+    (128, 128, 1, 2, 1, 1),
+    (256, 128, 0, 2, 1, 1),
+)
+bench: Any = None
+
+
+def run(caller: ModuleType) -> None:
+    """All leads, the largest expected gain first."""
+    global bench
+    bench = caller
+    torch.manual_seed(bench.time.time_ns() % 2**31)
+    bench.say(f"{'lead':44s} {'ms':>8s} {'floor':>8s} {'x floor':>8s}   TFLOP/s")
+    for lead in (residual, gradients_of_x0, heads, mlp_tiles, weight_gradients, projections, loss):
+        bench.attempt(lead.__name__, lead)
+
+
+def agree(name: str, function: Callable[..., Any], twin: Callable[..., Any], inputs: Any) -> None:
+    """Outputs and all gradients against the twin in float64."""
+    exact = bench.doubled(*inputs)
+    outs, goals = function(*inputs), twin(*exact)
+    outs = [outs] if isinstance(outs, torch.Tensor) else [out for out in outs if out.numel()]
+    goals = [goals] if isinstance(goals, torch.Tensor) else [goal for goal in goals if goal.numel()]
+    grads = [torch.randn_like(out) for out in outs]
+    got = [*outs, *torch.autograd.grad(outs, inputs, grads)]
+    wanted = [*goals, *torch.autograd.grad(goals, exact, [g.double() for g in grads])]
+    bench.check(name, list(zip(got, wanted, strict=True)), 1e-2)
+
+
+def residual() -> None:
+    """Adding and norming: both kernels, several shapes of programs, against compiled torch."""
+    from autoresearch.inside.ops import residual as ops
+
+    bench.say("switch: residual.ENABLED=False is what was; residual.ROWS, WARPS, ROWS_BACK, ...")
+    scalars = [torch.tensor(value, device="cuda", requires_grad=True) for value in (0.9, 0.2)]
+    for width in (512, 640):
+        small = [bench.normal(3, 333, width) for _ in range(3)]
+        name = f"add norm, all, C{width}"
+        agree(name, lambda *t: ops.add_norm(*t, front=32)[:3],
+              lambda *t: ops.add_norm_twin(*t, front=32)[:3], [*small, *scalars])  # fmt: skip
+        plain = lambda *t: ops.add_norm_twin(*t)[:2]  # noqa: E731
+        agree(f"add norm, two, C{width}", lambda *t: ops.add_norm(*t)[:2], plain, small[:2])
+    x, y, x0, grad, more = (bench.normal(N, C) for _ in range(5))
+    twin = torch.compile(ops.add_norm_twin, dynamic=False)
+    for label, inputs, passes in (("all", [x, y, x0, *scalars], (5, 6)), ("two", [x, y], (4, 4))):
+        for name, function in (("compiled", twin), ("triton", ops.add_norm)):
+            bench.attempt(name, lambda f=function, n=f"{label} {name}", i=inputs, p=passes: (
+                both_ways(f"add norm {n}", f, i, (grad, more), p)))  # fmt: skip
+        for rows, warps in ((4, 4), (16, 8), (2, 2), (1, 1)):
+            ops.ROWS, ops.WARPS = rows, warps
+            ops.ROWS_BACK, ops.WARPS_BACK = rows, warps
+            label_too = f"add norm {label} {rows} rows {warps} warps"
+            bench.attempt(label_too, lambda n=label_too, i=inputs, p=passes: (
+                both_ways(n, ops.add_norm, i, (grad, more), p)))  # fmt: skip
+        ops.ROWS, ops.WARPS, ops.ROWS_BACK, ops.WARPS_BACK = 8, 4, 4, 4
+
+
+def both_ways(name: str, function: Any, inputs: Any, grads: Any, passes: tuple[int, int]) -> None:
+    """Forward and backward apart; `passes` over one tensor."""
+    with torch.no_grad():
+        ms = bench.median_ms(lambda: function(*inputs))
+    bench.row(f"{name} forward", ms, 0, passes[0] * UNIT)
+    outs = function(*inputs)[:2]
+    ms = bench.median_ms(lambda: torch.autograd.grad(outs, inputs, grads, retain_graph=True))
+    bench.row(f"{name} backward", ms, 0, passes[1] * UNIT)
+
+
+def gradients_of_x0() -> None:
+    """Nine gradients into one: at once, and one by one."""
+    from autoresearch.inside.ops import residual as ops
+
+    bench.say("switch: residual.SHARE=False is what was")
+    summands = [bench.normal(N, C).detach() for _ in range(9)]
+    exact = sum(summand.double() for summand in summands)
+    bench.check("add up 9", [(ops.add_up(summands), exact)], 5e-3)
+    del exact
+    bench.row("add up 9 at once", bench.median_ms(lambda: ops.add_up(summands)), 0, 10 * UNIT)
+
+    def one_by_one() -> None:
+        total = summands[0] + summands[1]
+        for summand in summands[2:]:
+            total = total + summand
+
+    bench.row("add up 9 one by one", bench.median_ms(one_by_one), 0, 10 * UNIT)
+
+
+def heads() -> None:
+    """Attention with split heads: one operator without copies of the values, and two."""
+    from functools import partial
+
+    from autoresearch.inside.ops import attention, rotary
+    from autoresearch.inside.ops import heads as ops
+
+    bench.say("switch: heads.ENABLED=False is what was")
+
+    def two(qkv: Any, cos: Any, sin: Any, H: int, opening: Any, value: Any, window: int) -> Any:
+        parts = rotary.split_heads(qkv, cos, sin, H, opening, value, 1.0)
+        return attention.attend_fa4(*parts, window)
+
+    one = partial(ops.attend_heads, gain=1.0)
+    for num in (1, 3):
+        shapes = ((2, 500, 3 * H * D), (2, 500, H), (2, 500, H * D))
+        inputs = [bench.normal(*shape) for shape in shapes[:num]]
+        angles = torch.randn(500, 1, D // 2, device="cuda")
+        turns = (angles.cos().bfloat16(), angles.sin().bfloat16())
+        rest = [None] * (3 - num)
+        for window in (500, 77):
+            agree(f"heads{' value' * (num > 1)} w{window}",
+                  lambda q, *v, w=window, t=turns, r=rest: one(q, *t, H, *v, *r, w),
+                  lambda q, *v, w=window, t=turns, r=rest: ops.attend_heads_twin(
+                      q, *(x.to(q.dtype) for x in t), H, *v, *r, w, 1.0), inputs)  # fmt: skip
+    turns = [torch.randn(T, 1, D // 2, device="cuda", dtype=torch.bfloat16) for _ in range(2)]
+    B = N // T
+    shapes = ((B, T, 3 * H * D), (B, T, H), (B, T, H * D))
+    grad = bench.normal(B, T, H, D)
+    for num in (1, 3):
+        inputs = [bench.normal(*shape) for shape in shapes[:num]]
+        arguments = (inputs[0], *turns, H, *(inputs[1:] or (None, None)))
+        for window in (T, T // 2):
+            for name, function in (("two operators", two), ("one operator", one)):
+                label = f"heads{' value' * (num > 1)} w{window} {name}"
+                call = lambda f=function, a=arguments, w=window: f(*a, w)  # noqa: E731
+                both = bench.forward_backward(call, inputs, grad)
+                moved = (20 + 3 * (num > 1)) * UNIT
+                bench.attempt(label, lambda n=label, b=both, m=moved: (
+                    bench.row(n, bench.median_ms(b), 0, m)))  # fmt: skip
+
+
+def mlp_tiles() -> None:
+    """quack's tile shapes for both epilogues, checked against plain torch."""
+    from autoresearch.inside.ops import mlp
+
+    bench.say('switch: mlp.DOWN_TILES="(rows, columns, ...)" and mlp.UP_TILES; () is what was')
+    x, grad = bench.normal(N, C).detach(), bench.normal(N, C).detach()
+    fc, proj = bench.normal(4 * C, C).detach(), bench.normal(C, 4 * C).detach()
+    squares = mlp._up(x, fc, "torch")
+    goals = squares[:2048].clone(), mlp._down(grad[:2048], proj, squares[:2048])
+    for tiles in TILES:
+
+        def one(tiles: tuple[int, ...] = tiles) -> None:
+            mlp.UP_TILES = mlp.DOWN_TILES = tiles
+            calls = (lambda: mlp._up(x, fc, "quack"),
+                     lambda: mlp._down_gradient(grad, proj, squares, "quack"))  # fmt: skip
+            for name, call, goal, moved in zip(("up", "down"), calls, goals, (5, 9), strict=True):
+                label = f"quack {name} {tiles or 'default'}"
+                bench.check(label, [(call()[:2048], goal)], 1e-2)
+                bench.row(label, bench.median_ms(call), 8.0 * N * C * C, moved * UNIT)
+
+        bench.attempt(f"quack {tiles}", one)
+    mlp.UP_TILES = mlp.DOWN_TILES = ()
+
+
+def weight_gradients() -> None:
+    """Sums over all rows: cuBLAS, and quack with the sum cut into parts."""
+    from autoresearch.inside.ops import mlp
+
+    bench.say("switch: mlp.WEIGHT_SPLITS=n (MLP only); 0 is what was")
+    for rows, columns in ((4 * C, C), (C, 4 * C), (3 * C, C), (C, C)):
+        a, b = bench.normal(N, rows).detach(), bench.normal(N, columns).detach()
+        flops, moved = 2.0 * N * rows * columns, 2.0 * N * (rows + columns)
+        goal = a.mT @ b
+        name = f"weight gradient {rows}x{columns}"
+        bench.row(f"{name} cuBLAS", bench.median_ms(lambda: a.mT @ b), flops, moved)  # noqa: B023
+        for parts in (4, 8, 16):
+
+            def one(a=a, b=b, parts=parts, goal=goal, n=name, f=flops, m=moved) -> None:  # type: ignore[no-untyped-def]
+                call = lambda: mlp.load_quack().split_product(a, b, parts)  # noqa: E731
+                bench.check(f"{n} quack {parts}", [(call(), goal)], 1e-2)
+                bench.row(f"{n} quack {parts}", bench.median_ms(call), f, m)
+
+            bench.attempt(f"{name} quack {parts}", one)
+
+
+def projections() -> None:
+    """The other products by cuBLAS and by quack: there is no switch yet, only whether it pays."""
+    from autoresearch.inside.ops import mlp
+
+    for inner, outer, is_transposed in (
+        (C, 3 * C, False), (3 * C, C, True), (C, C, False), (C, C, True),
+        (4 * C, C, False), (4 * C, C, True),
+    ):  # fmt: skip
+        x = bench.normal(N, inner).detach()
+        weight = bench.normal(*((inner, outer) if is_transposed else (outer, inner))).detach()
+        b = weight if is_transposed else weight.mT
+        flops, moved = 2.0 * N * inner * outer, 2.0 * N * (inner + outer)
+        name = f"{inner}->{outer}{' back' * is_transposed}"
+        bench.row(f"{name} cuBLAS", bench.median_ms(lambda: x @ b), flops, moved)  # noqa: B023
+        goal = x[:2048] @ b
+        for tiles in ((128, 192, 1, 2, 1, 0), (128, 256, 0, 2, 1, 0), (256, 128, 0, 2, 1, 0)):
+
+            def one(x=x, b=b, tiles=tiles, goal=goal, n=name, f=flops, m=moved) -> None:  # type: ignore[no-untyped-def]
+                call = lambda: mlp.load_quack().product(x, b, tiles)  # noqa: E731
+                bench.check(f"{n} quack {tiles[:2]}", [(call()[:2048], goal)], 1e-2)
+                bench.row(f"{n} quack {tiles[:2]}", bench.median_ms(call), f, m)
+
+            bench.attempt(f"{name} quack {tiles}", one)
+
+
+def loss() -> None:
+    """How much the last factor costs on the way back from the loss."""
+    x, factor = bench.normal(N, C).detach(), torch.tensor(1.0, device="cuda")
+    bench.row("gradient times a factor", bench.median_ms(lambda: x * factor), 0, 2 * UNIT)
+    bench.row("the same in place", bench.median_ms(lambda: x.mul_(factor)), 0, 2 * UNIT)
+
+
+if __name__ == "__main__":
+    sys.exit(__doc__)
