@@ -40,7 +40,8 @@ def run(caller: ModuleType) -> None:
     bench = caller
     torch.manual_seed(bench.time.time_ns() % 2**31)
     bench.say(f"{'lead':44s} {'ms':>8s} {'floor':>8s} {'x floor':>8s}   TFLOP/s")
-    for lead in (residual, gradients_of_x0, heads, mlp_tiles, weight_gradients, projections, loss):
+    leads = (residual, mlp_tiles, heads, split_heads, gradients_of_x0, gate, weight_gradients)
+    for lead in (*leads, projections, loss):
         bench.attempt(lead.__name__, lead)
 
 
@@ -153,6 +154,51 @@ def heads() -> None:
                 moved = (20 + 3 * (num > 1)) * UNIT
                 bench.attempt(label, lambda n=label, b=both, m=moved: (
                     bench.row(n, bench.median_ms(b), 0, m)))  # fmt: skip
+
+
+def split_heads() -> None:
+    """Shapes of programs for rotary embedding and QK-norm."""
+    from autoresearch.inside.ops import rotary
+
+    bench.say("switch: rotary.ROWS, WARPS, ROWS_BACK, WARPS_BACK; 16, 4, 16, 4 is what was")
+    B = N // T
+    qkv = bench.normal(B, T, 3 * H * D).detach()
+    turns = [torch.randn(T, 1, D // 2, device="cuda", dtype=torch.bfloat16) for _ in range(2)]
+    dq, dk = (bench.normal(B, T, H, D).detach() for _ in range(2))
+    goal, rest = torch.empty_like(qkv), (None, None)
+    for rows, warps in ((16, 4), (8, 4), (8, 2), (4, 1), (4, 2), (32, 8), (16, 8)):
+        rotary.ROWS, rotary.WARPS, rotary.ROWS_BACK, rotary.WARPS_BACK = rows, warps, rows, warps
+        name = f"q and k, {rows} rows {warps} warps"
+        call = lambda: rotary.launch_forward(  # noqa: E731
+            qkv, *turns, *rest, H, 1.0, writes_values=False
+        )
+        back = lambda: rotary.launch_backward(  # noqa: E731
+            dq, dk, None, qkv, *turns, *rest, 1.0, goal
+        )
+        bench.attempt(name, lambda n=name, f=call: (
+            bench.row(f"{n} forward", bench.median_ms(f), 0, 4 * UNIT)))  # fmt: skip
+        bench.attempt(name, lambda n=name, f=back: (
+            bench.row(f"{n} backward", bench.median_ms(f), 0, 6 * UNIT)))  # fmt: skip
+    rotary.ROWS, rotary.WARPS, rotary.ROWS_BACK, rotary.WARPS_BACK = 16, 4, 16, 4
+
+
+def gate() -> None:
+    """What the gate of a value embedding costs: tiny products over many rows."""
+    first, gate = bench.normal(N, 32), bench.normal(H, 32)
+    d = bench.normal(N, H).detach()
+    with torch.no_grad():
+        for name, call in (
+            ("gate forward", lambda: first @ gate.mT),
+            ("gate, gradient of its weights by cuBLAS", lambda: d.mT @ first),
+            ("gate, gradient of its input", lambda: d @ gate),
+        ):
+            bench.row(name, bench.median_ms(call), 0, 2 * N * (32 + H))
+        parts = lambda: torch.einsum("pnh,pnc->hc", d.view(512, -1, H), first.view(512, -1, 32))  # noqa: E731
+        bench.row("gate, the same as einsum", bench.median_ms(parts), 0, 2 * N * (32 + H))
+        batched = lambda: torch.bmm(  # noqa: E731
+            d.view(512, -1, H).mT, first.view(512, -1, 32)
+        ).sum(0)
+        bench.row("gate, the same as 512 products", bench.median_ms(batched), 0, 2 * N * (32 + H))
 
 
 def mlp_tiles() -> None:

@@ -174,9 +174,9 @@ def try_out(device: torch.device, head_dim: int, window: int) -> None:
         for function in (attend_heads, attend_heads_twin):
             is_twin = function is attend_heads_twin
             own = [(t.float() if is_twin else t).clone().requires_grad_() for t in inputs]
-            rest = own[1:] or (None, None)
+            opening, mixed = own[1:] or (None, None)
             turns = (cos.to(own[0].dtype), sin.to(own[0].dtype))
-            out = function(own[0], *turns, H, *rest, window, 1.0)  # type: ignore[arg-type]
+            out = function(own[0], *turns, H, opening, mixed, window, 1.0)
             results.append([out, *torch.autograd.grad(out, own, grad.to(out.dtype))])
         for got, wanted in zip(*results, strict=True):
             off = float((got.float() - wanted.float()).norm() / wanted.float().norm())

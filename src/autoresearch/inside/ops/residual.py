@@ -207,16 +207,17 @@ def _gradient(
     _dsize: Tensor | None,
 ) -> tuple[Tensor | None, ...]:
     normed, size, *rest = ctx.saved_tensors
-    x0, resid, mix = rest if ctx.has_x0 else (None, None, None)
     if dnormed is None:
         dnormed = torch.zeros_like(normed)
     if dfirst is not None and dfirst.size(-1) == 0:
         dfirst = None
-    dx, dx0, scalars = add_norm_backward(dtotal, dnormed, dfirst, normed, size, x0, resid, mix)
+    grads = (dtotal, dnormed, dfirst, normed, size)
+    dx, dx0, scalars = add_norm_backward(*grads, *(rest or (None, None, None)))
     dy = dx if ctx.has_y else None
-    if not ctx.has_x0:
+    if not rest:
         return dx, dy, None, None, None, None
-    return dx, dy, dx0, scalars[0].to(resid.dtype), scalars[1].to(mix.dtype), None
+    dresid, dmix = (part.to(scalar.dtype) for part, scalar in zip(scalars, rest[1:], strict=True))
+    return dx, dy, dx0, dresid, dmix, None
 
 
 add_norm_forward.register_autograd(_gradient, setup_context=_setup)
@@ -267,8 +268,8 @@ def try_out(device: torch.device) -> None:
         own = [(t.float() if is_twin else t).clone().requires_grad_() for t in inputs]
         outs = function(*own)[:2]
         results.append([*outs, *torch.autograd.grad(outs, own, [g.to(outs[0]) for g in grads])])
-    results[0].append(add_up(inputs[:3]))  # type: ignore[arg-type]
-    results[1].append(sum(t.float() for t in inputs[:3]))  # type: ignore[arg-type]
+    results[0].append(add_up(inputs[:3]))
+    results[1].append(sum(t.float() for t in inputs[:3]))
     for got, wanted in zip(*results, strict=True):
         off = float((got.float() - wanted.float()).norm() / wanted.float().norm())
         if not off < _TOLERANCE:

@@ -14,7 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 HEAD_DIMS = (32, 64, 128, 256)  # that the kernels can do; none: plain torch everywhere
-_ROWS = 16  # tokens a program
+ROWS, WARPS = 16, 4  # tokens and warps a program, forward
+ROWS_BACK, WARPS_BACK = 16, 4  # backward
 
 
 def split_heads_twin(
@@ -99,7 +100,7 @@ def launch_forward(
     qkv = qkv.contiguous()
     q, k = qkv.new_empty(B, T, H, D), qkv.new_empty(B, T, G, D)
     v = qkv.new_empty((B, T, G, D) if writes_values else (0,))
-    kernels.split_heads[(-(-B * T // _ROWS),)](
+    kernels.split_heads[(-(-B * T // ROWS),)](
         qkv,
         cos.contiguous(),
         sin.contiguous(),
@@ -114,10 +115,10 @@ def launch_forward(
         H=H,
         G=G,
         HALF=D // 2,
-        ROWS=_ROWS,
+        ROWS=ROWS,
         HAS_VALUE=value is not None,
         WRITES_VALUES=writes_values,
-        num_warps=4,
+        num_warps=WARPS,
     )
     return q, k, v
 
@@ -141,7 +142,7 @@ def launch_backward(
     has_value = value is not None
     dopening = qkv.new_empty(opening.shape if opening is not None else (0,))
     dvalue = qkv.new_empty(value.shape if value is not None else (0,))
-    kernels.split_heads_backward[(-(-B * T // _ROWS),)](
+    kernels.split_heads_backward[(-(-B * T // ROWS_BACK),)](
         dq.contiguous(),
         dk.contiguous(),
         dqkv if dv is None else dv.contiguous(),
@@ -159,10 +160,10 @@ def launch_backward(
         H=H,
         G=G,
         HALF=D // 2,
-        ROWS=_ROWS,
+        ROWS=ROWS_BACK,
         HAS_VALUE=has_value,
         IN_PLACE=dv is None,
-        num_warps=4,
+        num_warps=WARPS_BACK,
     )
     return dopening, dvalue
 
