@@ -261,7 +261,8 @@ def try_out(device: torch.device) -> None:
     options: dict[str, Any] = {"device": device, "dtype": torch.bfloat16, "generator": generator}
     inputs = list(torch.randn((3, 50, 128), **options).unbind())
     inputs += [torch.tensor(value, device=device) for value in (0.9, 0.2)]
-    grads = torch.randn((2, 50, 128), **options).unbind()
+    grads = list(torch.randn((2, 50, 128), **options).unbind())
+    grads[0] += inputs[0] + inputs[2]  # or the scalars' gradients would be small sums of noise
     results = []
     for function in (add_norm, add_norm_twin):
         is_twin = function is add_norm_twin
