@@ -1,6 +1,7 @@
 """The fast operators on a CUDA device against float64, on fresh random inputs and odd shapes.
 
-Bounds are relative errors in norm: 1e-2 through bfloat16 products, 5e-3 for sums alone.
+Bounds are relative errors in norm: 1e-2 through bfloat16 products (2e-2
+through two operators), 5e-3 for sums alone.
 """
 
 from __future__ import annotations
@@ -190,4 +191,4 @@ def test_attend_heads(has_value: bool, window: int) -> None:
 
         return call
 
-    assert_agree(whole(heads.attend_heads), whole(heads.attend_heads_twin), inputs, 1e-2)
+    assert_agree(whole(heads.attend_heads), whole(heads.attend_heads_twin), inputs, 2e-2)
