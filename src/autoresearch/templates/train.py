@@ -14,6 +14,7 @@ so that the optimizer handles them as one batch, without stacking and copying.
 import gc
 import math
 import time
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -39,25 +40,35 @@ LAMBDA_RESID = 1.0  # start of the residual scalars, factor
 LAMBDA_X0 = 0.1  # start of the scalars that mix the embedding back in, factor [0.01, 0.5] log
 SOFTCAP = 15.0  # logits stay within +-this, nats [8.0, 40.0] log
 INIT_SCALE = 1.0  # factor on the first spread of block matrices and value tables [0.3, 1.5] log
+FC_INIT = 1.0  # factor on that of the MLP's first matrix on top [0.2, 1.5] log
+BIGRAM_ROWS = 0  # rows of the table of token pairs, 0: none; worth trying 2**17 to 2**19
+BIGRAM_INTO = "x0"  # pairs join "x0", as good as free, or "blocks": each by a learned share
+BIGRAM_SHARE = 0.1  # start of those shares, factor; worth trying 0.03 to 0.3
+SMEAR = False  # mix the token before into each embedding, through a learned gate that starts shut
+SKIPS = 0  # earlier activations that the last two blocks and the head may mix in; worth trying 1, 2
 TABLES_BF16 = True  # embedding tables and their moments in bfloat16, else float32 {True, False}
 
 # Optimizer (embedding and head rates are for width 768 and scale with width^-0.5)
 EMBEDDING_LR = 0.6  # Adam step size of the token embedding [0.03, 1.5] log
 VALUE_LR = 0.6  # Adam step size of the value embeddings [0.03, 1.5] log
+BIGRAM_LR = 0.1  # Adam step size of the pairs' table, which starts at 0; worth trying 0.03 to 0.6
 HEAD_LR = 0.004  # Adam step size of the head [0.001, 0.05] log
-SCALAR_LR = 0.5  # Adam step size of lambda_x0; lambda_resid takes a hundredth [0.05, 1.0] log
+SCALAR_LR = 0.5  # Adam step size of lambda_x0; other scalars take a hundredth [0.05, 1.0] log
 MATRIX_LR = 0.04  # Muon step size, times sqrt(rows / columns) of tall matrices [0.005, 0.2] log
 ADAM_BETA1 = 0.8  # Adam momentum, decay a step [0.6, 0.95]
 ADAM_BETA2 = 0.95  # Adam second moment, decay a step [0.9, 0.995]
+TABLE_BETA2 = 0.95  # the same for embedding tables: rare tokens want long memory [0.9, 0.999]
 ADAM_EPS = 1e-10  # Adam floor of the denominator, gradient units
 MOMENTUM_START = 0.85  # Muon momentum of the first step, decay a step
 MOMENTUM_END = 0.95  # Muon momentum after the ramp, decay a step [0.85, 0.98]
 MOMENTUM_RAMP = 300  # length of the ramp, steps [20, 600] log
+MOMENTUM_FINAL = 0.95  # Muon momentum at the end of the cool-down, decay a step [0.8, 0.98]
 NORMUON_BETA2 = 0.95  # NorMuon second moment, decay a step
 POLAR_STEPS = 5  # Polar Express iterations {3, 4, 5}
 MATRIX_DECAY = 0.2  # cautious weight decay of matrices at the start, falls to 0 [0.0, 0.5]
 EMBEDDING_DECAY = 0.0  # weight decay of the token embedding, times its step size [0.0, 0.01]
 VALUE_DECAY = 0.0  # weight decay of the value embeddings, times their step size [0.0, 0.01]
+BIGRAM_DECAY = 0.0  # weight decay of the pairs' table, times its step size; up to 0.01
 HEAD_DECAY = 0.0  # weight decay of the head, times its step size [0.0, 0.05]
 
 # Schedule and batch
@@ -65,7 +76,13 @@ WARMUP_RATIO = 0.0  # rising learning rate, share of the budget [0.0, 0.1]
 WARMDOWN_RATIO = 0.5  # falling learning rate, share of the budget [0.2, 0.9]
 FINAL_LR_FRAC = 0.0  # learning rate at the end, share of the peak [0.0, 0.1]
 TOTAL_BATCH = 256  # rows an optimizer step; x context 2048 = 2^19 tokens [8, 256] log
+EARLY_SHARE = 0.0  # share of the budget that runs on smaller batches, 0: none; up to 0.6
+EARLY_BATCH = 0.5  # those batches, share of TOTAL_BATCH; worth trying 0.25 to 0.5
+BATCH_LR_POWER = 0.5  # their learning rates: share of the batch to this power; 0.4 to 1.0
 MICRO_BATCH = 128  # rows at once; smaller if memory demands it, with the same total
+AVERAGE_SHARE = 0.0  # share of the weights' running mean in what is handed over; up to 0.8
+AVERAGE_STEPS = 200  # memory of that mean, steps; worth trying 50 to 400
+AVERAGE_EVERY = 5  # steps between its updates
 
 # Machine
 PRECISION = "auto"  # activations: "float32", "bfloat16"; auto: bfloat16 if the chip is fast at it
@@ -154,6 +171,12 @@ def relu2_mlp(x, fc, proj):
 def lookup(tokens, embedding, values):
     """Rows of all tables: tokens (B, T), (V, C), (n, V, G D) -> (B, T, C) and n x (B, T, G D)."""
     return F.embedding(tokens, embedding), [F.embedding(tokens, table) for table in values]
+
+
+def pair_rows(tokens):
+    """Rows of the pairs' table, by a hash of each token and the one before: (B, T) -> (B, T)."""
+    mixed = (36313 * tokens[:, 1:]) ^ (27191 * tokens[:, :-1])
+    return F.pad(mixed % (BIGRAM_ROWS - 1), (1, 0), value=BIGRAM_ROWS - 1)  # none before the first
 
 
 def softcap(logits):
@@ -252,7 +275,20 @@ def pick_precision(device):
     return torch.bfloat16 if has_fast_bf16 else torch.float32
 
 
-def block(x, y, x0, cos, sin, resid, mix, weights, value, window, ops):
+def smear(x, gate, share):
+    """Mix in the token before: x (B, T, C), gate (1, channels), share scalar -> (B, T, C)."""
+    opening = share * torch.sigmoid(F.linear(x[:, 1:, : gate.size(-1)], gate))
+    return torch.cat([x[:, :1], x[:, 1:] + opening * x[:, :-1]], dim=1)
+
+
+def join(x, extras):
+    """Add what extras hold, pairs of a scalar and a (B, T, C), to x (B, T, C)."""
+    for share, other in extras:
+        x = x + share * other
+    return x
+
+
+def block(x, y, x0, cos, sin, resid, mix, weights, value, window, ops, extras=()):
     """One layer: x, x0 (B, T, C); resid, mix scalars; value (B, T, G D) or None: of each token.
 
     The stream comes and goes as x + y: what the MLP adds is added with the next norm, in one pass.
@@ -260,6 +296,9 @@ def block(x, y, x0, cos, sin, resid, mix, weights, value, window, ops):
     q_kv, out, fc, proj, gate = weights
     num_heads = x.size(-1) // (2 * cos.size(-1))
     front = 0 if value is None else gate.size(-1)
+    if extras:
+        x = join(resid * (x if y is None else x + y) + mix * x0, extras)
+        y = x0 = resid = mix = None
     x, h, first = ops.add_norm(x, y, x0, resid, mix, front)
     # the gate starts at exactly 1: its weights are zero
     opening = None if value is None else F.linear(first, gate)
@@ -296,24 +335,36 @@ class GPT(nn.Module):
         self.gate = nn.Parameter(torch.empty(len(self.value_layers), G, GATE_CHANNELS))
         self.lambda_resid = nn.Parameter(torch.empty(L))
         self.lambda_x0 = nn.Parameter(torch.empty(L))
+        if BIGRAM_ROWS:
+            self.bigram = nn.Parameter(torch.empty(BIGRAM_ROWS, C, dtype=tables))
+        if BIGRAM_ROWS and BIGRAM_INTO == "blocks":
+            self.lambda_bigram = nn.Parameter(torch.empty(L))
+        if SMEAR:
+            self.smear_gate = nn.Parameter(torch.empty(1, GATE_CHANNELS))
+            self.lambda_smear = nn.Parameter(torch.empty(1))
+        if SKIPS:
+            self.lambda_skip = nn.Parameter(torch.empty(SKIPS, 3))
         for name in ("cos", "sin"):
             table = torch.empty(context, 1, D // 2, dtype=torch.bfloat16)
             self.register_buffer(name, table, persistent=False)
-        self.block = block  # main() compiles it
+        self.block, self.smear, self.join = block, smear, join  # main() compiles them
 
     @torch.no_grad()
     def initialize(self, operators, precision):
         """Fill what __init__ left empty."""
         self.operators, self.precision = operators, precision
         bound = INIT_SCALE * math.sqrt(3 / self.width)
+        for p in self.parameters():  # what is not named below starts at zero
+            p.zero_()
         nn.init.normal_(self.embedding, std=1.0)
         nn.init.normal_(self.head, std=0.001)
         for matrices in (self.q, self.kv, self.fc, self.values):
             nn.init.uniform_(matrices, -bound, bound)
-        for matrices in (self.out, self.proj, self.gate):
-            nn.init.zeros_(matrices)
+        self.fc.mul_(FC_INIT)
         self.lambda_resid.fill_(LAMBDA_RESID)
         self.lambda_x0.fill_(LAMBDA_X0)
+        if BIGRAM_ROWS and BIGRAM_INTO == "blocks":
+            self.lambda_bigram.fill_(BIGRAM_SHARE)
         device = self.cos.device
         steps = torch.arange(0, self.head_dim, 2, device=device, dtype=torch.float32)
         positions = torch.arange(self.context, device=device, dtype=torch.float32)
@@ -323,24 +374,39 @@ class GPT(nn.Module):
 
     def forward(self, tokens, targets=None):
         """Logits (B, T, V) in float32, or the mean loss in nats if there are targets."""
-        T, dtype, ops = tokens.size(1), self.precision, self.operators
+        T, L, dtype, ops = tokens.size(1), len(self.windows), self.precision, self.operators
         cos, sin = self.cos[:T].to(dtype), self.sin[:T].to(dtype)
         q_kv = torch.cat([self.q.to(dtype), self.kv.to(dtype).flatten(1, 2)], dim=1)
         banks = (q_kv, self.out.to(dtype), self.fc.to(dtype), self.proj.to(dtype))
         matrices = list(zip(*(bank.unbind() for bank in banks), strict=True))
         resid, mix, gates = self.lambda_resid.unbind(), self.lambda_x0.unbind(), self.gate.to(dtype)
         embedded, looked_up = ops.lookup(tokens, self.embedding, self.values)
-        pairs = zip(looked_up, gates, strict=True)
-        values = dict(zip(self.value_layers, pairs, strict=True))
+        values = zip(self.value_layers, looked_up, gates, strict=True)
+        values = {i: (value.to(dtype), gate) for i, value, gate in values}
 
-        x, *copies = ops.share(norm(embedded.to(dtype)), 1 + len(self.windows))
+        x0 = norm(embedded.to(dtype))
+        extras = [[] for _ in range(L + 1)]  # of each block, then of the head
+        if SMEAR:
+            x0 = self.smear(x0, self.smear_gate.to(dtype), self.lambda_smear[0])
+        if BIGRAM_ROWS:
+            paired, _ = ops.lookup(pair_rows(tokens), self.bigram, self.bigram.new_empty(0, 1, 1))
+            paired = paired.to(dtype)
+            if BIGRAM_INTO == "x0":
+                x0 = x0 + paired
+            else:
+                extras = [[(share, paired)] for share in self.lambda_bigram.unbind()] + [[]]
+        skips = {L * (j + 1) // (SKIPS + 1): self.lambda_skip[j] for j in range(SKIPS)}
+        x, *copies = ops.share(x0, 1 + L)
         y = None
         for i, window in enumerate(self.windows):
+            for share, later in zip(skips.get(i, ()), extras[-3:], strict=False):
+                later.append((share, x if y is None else x + y))
             value, gate = values.get(i, (None, None))
-            value = None if value is None else value.to(dtype)
             weights = (*matrices[i], gate)
-            scalars = (resid[i], mix[i])
-            x, y = self.block(x, y, copies[i], cos, sin, *scalars, weights, value, window, ops)
+            rest = (cos, sin, resid[i], mix[i], weights, value, window, ops, extras[i])
+            x, y = self.block(x, y, copies[i], *rest)
+        if extras[-1]:
+            x, y = self.join(x + y, extras[-1]), None
         x = ops.add_norm(x, y)[1]
         if targets is not None:
             return ops.head_loss(x, self.head, targets)
@@ -441,23 +507,35 @@ def make_optimizer(model):
     The embedding sees every token and must move fast; the head is a linear probe: it wants calm.
     """
     s = (model.width / 768) ** -0.5
-    betas = (ADAM_BETA1, ADAM_BETA2)
+    betas, table_betas = (ADAM_BETA1, ADAM_BETA2), (ADAM_BETA1, TABLE_BETA2)
 
     def adamw(p, lr, decay=0.0, betas=betas):
         return {"params": [p], "rule": "adamw", "lr": lr, "decay": decay, "betas": betas}
 
     groups = [
         adamw(model.head, HEAD_LR * s, HEAD_DECAY),
-        adamw(model.embedding, EMBEDDING_LR * s, EMBEDDING_DECAY),
-        adamw(model.values, VALUE_LR * s, VALUE_DECAY),
+        adamw(model.embedding, EMBEDDING_LR * s, EMBEDDING_DECAY, table_betas),
+        adamw(model.values, VALUE_LR * s, VALUE_DECAY, table_betas),
         adamw(model.lambda_resid, SCALAR_LR * 0.01),
         adamw(model.lambda_x0, SCALAR_LR, betas=(0.96, 0.95)),
     ]
+    if BIGRAM_ROWS:
+        groups.append(adamw(model.bigram, BIGRAM_LR * s, BIGRAM_DECAY, table_betas))
+    for name in ("lambda_bigram", "lambda_smear", "lambda_skip", "smear_gate"):
+        if hasattr(model, name):
+            groups.append(adamw(getattr(model, name), SCALAR_LR * 0.01))
     for p in (model.q, model.kv, model.out, model.fc, model.proj, model.gate):
         lr = MATRIX_LR * max(1.0, p.size(-2) / p.size(-1)) ** 0.5
         group = {"params": [p], "rule": "muon", "lr": lr, "decay": MATRIX_DECAY}
         groups.append({**group, "betas": (MOMENTUM_START, NORMUON_BETA2)})
     return MuonAdamW(groups, model.precision)
+
+
+@torch.no_grad()
+def pull(tensors, goals, share):
+    """Move tensors a share of the way to their goals, in float32."""
+    for tensor, goal in zip(tensors, goals, strict=True):
+        tensor.copy_(tensor.float().lerp(goal.float(), share))
 
 
 # --------------------------------------------------------------------------------------------------
@@ -505,15 +583,17 @@ def learning_rate(progress):
     return min(1.0, FINAL_LR_FRAC + (1.0 - FINAL_LR_FRAC) * max(0.0, left))
 
 
-def schedule(optimizer, progress, step):
-    """Set what changes: rates by the clock, Muon's momentum by steps. Returns the multiplier."""
-    multiplier = learning_rate(progress)
+def schedule(optimizer, progress, step, batch=1.0):
+    """Set what changes by clock, steps and batch (share of the total). Returns the multiplier."""
+    multiplier = learning_rate(progress) * batch**BATCH_LR_POWER
     ramp = min(1.0, step / max(1, MOMENTUM_RAMP))
+    cooled = max(0.0, 1.0 - (1.0 - progress) / WARMDOWN_RATIO) if WARMDOWN_RATIO else 0.0
     for group in optimizer.param_groups:
         group["lr"] = group["peak_lr"] * multiplier
         if group["rule"] == "muon":
             group["decay"] = group["peak_decay"] * (1.0 - progress)
             momentum = MOMENTUM_START + (MOMENTUM_END - MOMENTUM_START) * ramp
+            momentum += (MOMENTUM_FINAL - MOMENTUM_END) * cooled
             group["betas"] = (momentum, group["betas"][1])
     return multiplier
 
@@ -541,17 +621,17 @@ def train_step(model, optimizer, rows, micro_rows, accumulation):
 
 
 def compile_parts(model, optimizer):
-    """Compile one block (not all: they are alike), the loss and the two rules."""
+    """Compile one block (not all: they are alike), what is around it, the loss, the two rules."""
     torch._dynamo.config.recompile_limit = 64  # one for each window, micro-batch, matrix shape
-    model.block = torch.compile(model.block, dynamic=False, fullgraph=True)
+    whole = partial(torch.compile, dynamic=False, fullgraph=True)
+    model.block, model.smear, model.join = whole(block), whole(smear), whole(join)
     if model.operators.head_loss is head_loss:
         model.operators.head_loss = torch.compile(head_loss, dynamic=False)
-    optimizer.adamw_rule = torch.compile(adamw_rule, dynamic=False, fullgraph=True)
-    optimizer.muon_rule = torch.compile(muon_rule, dynamic=False, fullgraph=True)
+    optimizer.adamw_rule, optimizer.muon_rule = whole(adamw_rule), whole(muon_rule)
 
 
 def warm_up(run, model, optimizer):
-    """Steps on random rows, off the clock: compiles, and finds the micro-batch that fits."""
+    """Steps on random rows, off the clock: compile, find what fits, return late, early batch."""
     total_rows, micro_rows, accumulation = TOTAL_BATCH, *split_batch(TOTAL_BATCH, MICRO_BATCH)
     steps, fastest_s = 0, math.inf
     while steps < WARMUP_STEPS:
@@ -576,7 +656,14 @@ def warm_up(run, model, optimizer):
         total_rows = max(1, int(total_rows * run.budget_s / (fastest_s * MIN_STEPS)))
         print(f"a step takes {fastest_s:.2f} s: cutting the batch to {total_rows} rows")
         micro_rows, accumulation = split_batch(total_rows, micro_rows)
-    return micro_rows, accumulation
+    late = early = micro_rows, accumulation
+    if EARLY_SHARE:
+        early = split_batch(max(1, round(total_rows * EARLY_BATCH)), micro_rows)
+    if early[0] != late[0]:  # another shape to compile
+        rows = Rows([run.synthetic_rows(early[0])], run.device, run.seed)
+        for _ in range(WARMUP_STEPS):
+            train_step(model, optimizer, rows, *early).item()
+    return late, early
 
 
 class LateLoss:
@@ -608,17 +695,20 @@ def main(run):
     print(f"{num_params / 1e6:.2f}M parameters, depth {DEPTH}, width {model.width}")
     print(f"{model.precision}; {model.operators}; windows {model.windows}", flush=True)
     with run.warmup(model, optimizer):
-        micro_rows, accumulation = warm_up(run, model, optimizer)
-    step_tokens = micro_rows * accumulation * run.context
-    print(f"{micro_rows} rows x {accumulation} a step, {step_tokens} tokens", flush=True)
+        late_batch, early_batch = warm_up(run, model, optimizer)
+    for micro_rows, accumulation in dict.fromkeys([early_batch, late_batch]):
+        step_tokens = micro_rows * accumulation * run.context
+        print(f"{micro_rows} rows x {accumulation} a step, {step_tokens} tokens", flush=True)
     percent, percent_exact = (100 * model.flops_per_token(e) / PEAK_FLOPS for e in (False, True))
     gc.collect()
     gc.freeze()
     gc.disable()
 
+    params = list(model.parameters()) if AVERAGE_SHARE else []
+    means = [p.detach().to(torch.float32, copy=True) for p in params]
     rows = Rows(run.start(), run.device, run.seed)
     losses, smooth, weight = LateLoss(run.device), 0.0, 0.0
-    step, tokens_per_s, started = 0, 0.0, time.perf_counter()
+    step, tokens, tokens_per_s, started = 0, 0, 0.0, time.perf_counter()
     while run.proceed():
         late = losses.get(step)
         if late is not None:
@@ -626,25 +716,29 @@ def main(run):
                 raise FloatingPointError(f"loss {late} at step {step - losses.lag}: diverged")
             smooth, weight = 0.95 * smooth + 0.05 * late, 0.95 * weight + 0.05
         progress = run.progress
-        multiplier = schedule(optimizer, progress, step)
-        losses.put(step, train_step(model, optimizer, rows, micro_rows, accumulation))
-        step += 1
+        batch = early_batch if progress < EARLY_SHARE else late_batch
+        multiplier = schedule(optimizer, progress, step, math.prod(batch) / math.prod(late_batch))
+        losses.put(step, train_step(model, optimizer, rows, *batch))
+        step, tokens = step + 1, tokens + math.prod(batch) * run.context
+        if step % AVERAGE_EVERY == 0:
+            pull(means, params, min(1.0, AVERAGE_EVERY / AVERAGE_STEPS))
         if step % COLLECT_EVERY == 0:
             gc.collect()
-        tokens_per_s = step * step_tokens / (time.perf_counter() - started)
+        tokens_per_s = tokens / (time.perf_counter() - started)
         run.report(
             step=step,
-            tokens=step * step_tokens,
+            tokens=tokens,
             loss=smooth / weight if weight else None,
             lr=multiplier,
             tokens_per_s=tokens_per_s,
             mfu_percent=percent * tokens_per_s,
             remaining_s=run.budget_s * (1 - progress),
         )
+    pull(params, means, AVERAGE_SHARE)
     run.submit(
         model,
         num_steps=step,
-        total_tokens_M=step * step_tokens / 1e6,
+        total_tokens_M=tokens / 1e6,
         num_params_M=num_params / 1e6,
         depth=DEPTH,
         width=model.width,
