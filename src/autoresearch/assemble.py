@@ -109,6 +109,7 @@ def _start(ledger: Ledger, config: Config, branch: Branch, baseline: str, refere
     """Write down that a session begins, and on which machine."""
     host = hardware.describe_machine(referee.host.device)
     host["sandbox"] = referee.host.sandbox.level
+    host["data_digest"] = referee.host.dataset.digest
     ledger.start_session(config, branch.name, baseline, host, branch.read(baseline))
 
 

@@ -157,7 +157,7 @@ def _check_sandbox() -> Check:
     elif sys.platform == "linux":
         remedy = "sudo sysctl kernel.apparmor_restrict_unprivileged_userns=0"
     return Check(
-        name="sandbox", status="warn", detail=f"level {best} only. {missing}", remedy=remedy
+        name="sandbox", status="warn", detail=f"level {best}: {detail}. {missing}", remedy=remedy
     )
 
 

@@ -1,9 +1,8 @@
 """A workspace: the git repository in which research happens.
 
-    train.py           the one file that is edited            autoresearch.toml  all settings
-    program.md         the task, for people and agents        AGENTS.md          where agents start
-    to read .autoresearch/     ledger, artifacts, caches, lock        results.tsv ...    made by
-    `autoresearch report`
+    train.py        the one file that is edited         autoresearch.toml  all settings
+    program.md      the task, for people and agents     AGENTS.md          where agents start
+    .autoresearch/  ledger, artifacts, caches           results.tsv ...    made by `report`
 
 A workspace is a repository of its own, also inside another one. Sessions work on branches named
 autoresearch/TAG; the branch that a person has checked out is theirs. A preset is a starting point:
@@ -87,20 +86,6 @@ class Workspace:
     def cache_folder(self) -> Path:
         """Compile caches, by commit."""
         return self.state_folder / "cache"
-
-    @property
-    def lock_path(self) -> Path:
-        """Held by whoever writes: one session at a time."""
-        return self.state_folder / "lock"
-
-    @property
-    def branch_ref(self) -> str:
-        """The branch of the session in autoresearch.toml; its head is the champion."""
-        return f"refs/heads/autoresearch/{self.config.session.tag}"
-
-    def trial_ref(self, number: int) -> str:
-        """The ref that keeps a trial's commit reachable for good."""
-        return f"refs/autoresearch/{self.config.session.tag}/trials/{number:04d}"
 
     def read_train(self) -> str:
         """train.py as it is on the disk.

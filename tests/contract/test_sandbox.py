@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import json
 import os
+import platform
+import struct
 import subprocess
 import sys
 import textwrap
 import time
-from collections.abc import Callable, Mapping
+import types
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import psutil
 import pytest
 
+from autoresearch.system import hardware, landlock, nvml, seccomp
 from autoresearch.system import sandbox as sandbox_module
 from autoresearch.system.procs import guard_this_process
 from autoresearch.system.sandbox import (
     LEVELS,
+    Landlock,
     Sandbox,
     Walls,
     device_nodes,
@@ -29,22 +34,28 @@ from autoresearch.system.sandbox import (
 from autoresearch.values.errors import SandboxUnavailable
 
 GONE_IN_S = 20.0
-WALLED = [level for level, works, _ in probe_levels() if works and level != "none"]
+OLD = f"landlock of Linux 6.2 (ABI {landlock.OLDEST_ABI})"
+WORKING = [level for level, works, _ in probe_levels() if works]
+WALLED = [level for level in WORKING if level != "none"] + [OLD] * ("landlock" in WORKING)
 Python = Callable[..., str]
 
 
-@pytest.fixture(params=[level for level, works, _ in probe_levels() if works])
+def open_level(name: str) -> Sandbox:
+    """A level by its name, or Landlock as an older kernel would have it."""
+    guard_this_process()
+    return Landlock(landlock.OLDEST_ABI) if name == OLD else open_sandbox(name)
+
+
+@pytest.fixture(params=[*WALLED, "none"])
 def sandbox(request: pytest.FixtureRequest) -> Sandbox:
     """Every level that works here."""
-    guard_this_process()
-    return open_sandbox(request.param)
+    return open_level(request.param)
 
 
 @pytest.fixture(params=WALLED or [pytest.param("", marks=pytest.mark.skip(reason="no walls here"))])
 def walled(request: pytest.FixtureRequest) -> Sandbox:
     """Every level with walls that works here."""
-    guard_this_process()
-    return open_sandbox(request.param)
+    return open_level(request.param)
 
 
 def execute(
@@ -140,12 +151,7 @@ def test_nobody_survives_the_kill(sandbox: Sandbox) -> None:
         time.sleep(0.005)
     assert tree.output.text().count("up") == 3
     assert tree.kill() == []
-    alive = [
-        p.pid
-        for p in psutil.process_iter(["cmdline", "status"])
-        if marker in " ".join(p.info["cmdline"] or []) and p.info["status"] != psutil.STATUS_ZOMBIE
-    ]
-    assert alive == []
+    assert living_with(marker) == []
 
 
 def test_a_program_that_is_missing_is_an_error_or_an_exit(sandbox: Sandbox) -> None:
@@ -160,86 +166,210 @@ def test_a_program_that_is_missing_is_an_error_or_an_exit(sandbox: Sandbox) -> N
     tree.kill()
 
 
-def test_files_outside_do_not_exist(walled: Sandbox, tmp_path: Path) -> None:
+READ = """
+import os
+def reads(path):
+    try:
+        return bool(os.listdir(path) if os.path.isdir(path) else [open(path, "rb").read(1)])
+    except OSError:
+        return False
+"""
+
+
+def test_files_outside_cannot_be_read(walled: Sandbox, tmp_path: Path) -> None:
     """Neither ours, nor the person's, nor the machine's secrets."""
     (tmp_path / "validation.bin").write_text("x")
     paths = [str(tmp_path / "validation.bin"), "/etc/passwd", "/etc/shadow", "/root/.ssh", "/home"]
-    paths += ["/var", "/sys/class", "/boot", "/mnt"]
-    source = f"""
-        import os
-        print([p for p in {paths!r} if os.path.exists(p) and (os.path.isfile(p) or os.listdir(p))])
-    """
+    paths += ["/var", "/sys/class", "/boot", "/mnt", "/tmp", "/run", "/dev/shm"]
+    source = f"{READ}print([p for p in {paths!r} if reads(p)])"
     assert execute(walled, source) == "[]"
 
 
 def test_nothing_that_lasts_can_be_written(walled: Sandbox, tmp_path: Path) -> None:
-    """Not even by root: read-only means it, and what can be written is private memory."""
-    (tmp_path / "train.py").write_text("program")
-    source = """
-        import os, sys
+    """Not even by root: read-only means it, and what can be written goes with the process."""
+    program = tmp_path / "train.py"
+    program.write_text("program")
+    walls = Walls(readable={program: "/trial/train.py"})
+    name = walled.inside(walls, program)
+    before = program.stat()
+    source = f"""
+        import contextlib, os, sys
         wrote = []
-        for folder in ("/", "/usr", "/etc", "/trial", os.path.dirname(os.__file__), sys.prefix):
-            try:
-                open(os.path.join(folder, "planted"), "w").close()
-                wrote.append(folder)
-            except OSError:
-                pass
-        try:
-            open("/trial/train.py", "a").close()
-            wrote.append("train.py")
-        except OSError:
-            pass
-        open("/tmp/left-behind", "w").close()
-        open("/dev/shm/left-behind", "w").close()
+        folders = ["/", "/usr", "/etc", os.path.dirname({name!r}), os.path.dirname(os.__file__)]
+        for path in [*(os.path.join(folder, "planted") for folder in folders), {name!r}]:
+            with contextlib.suppress(OSError):
+                open(path, "a").close()
+                wrote.append(path)
+        for spoil in (
+            lambda: os.truncate({name!r}, 0), lambda: os.chmod({name!r}, 0o777),
+            lambda: os.utime({name!r}, (1, 1)), lambda: os.setxattr({name!r}, "user.note", b"x"),
+            lambda: os.unlink({name!r}), lambda: os.rename({name!r}, {name!r} + "x"),
+            lambda: os.link({name!r}, os.path.join(os.environ["HOME"], "link")),
+        ):
+            with contextlib.suppress(OSError):
+                spoil()
+        for folder in (os.environ["HOME"], os.environ["TMPDIR"], "/tmp", "/dev/shm"):
+            with contextlib.suppress(OSError):
+                open(folder + "/left-behind", "w").close()
         print(wrote)
     """
-    walls = Walls(readable={tmp_path / "train.py": "/trial/train.py"})
     assert execute(walled, source, walls) == "[]"
+    assert program.read_text() == "program"
+    assert (program.stat().st_mode, program.stat().st_mtime) == (before.st_mode, before.st_mtime)
+    assert os.listxattr(program) == []
     assert not Path("/tmp/left-behind").exists()
-    look = "import os; print(os.listdir('/tmp'), os.listdir('/dev/shm'))"
-    assert execute(walled, look, walls) == "[] []"
+    look = f"""{READ}
+print([p for p in ("/tmp", "/dev/shm", os.environ["HOME"], os.environ["TMPDIR"]) if reads(p)])"""
+    assert execute(walled, look, walls) == "[]"
 
 
-def test_there_is_no_network(walled: Sandbox) -> None:
-    """No interface but a loopback that is its own, and no abstract socket of the host."""
-    source = """
-        import socket
-        print([name for _, name in socket.if_nameindex() if name != "lo"])
-        try:
-            socket.create_connection(("127.0.0.1", PORT), timeout=2)
-            print("connected")
-        except OSError:
-            print("refused")
-        try:
-            socket.socket(socket.AF_UNIX).connect("\\0autoresearch-test")
-            print("connected")
-        except OSError:
-            print("refused")
-    """
+def test_there_is_no_network(walled: Sandbox, tmp_path: Path) -> None:
+    """No TCP, no UDP, no raw packets, no socket of the host, by name or by path."""
     import socket
 
-    with socket.create_server(("127.0.0.1", 0)) as server, socket.socket(socket.AF_UNIX) as local:
+    with (
+        socket.create_server(("127.0.0.1", 0)) as server,
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as datagrams,
+        socket.socket(socket.AF_UNIX) as local,
+        socket.socket(socket.AF_UNIX) as named,
+    ):
         local.bind("\0autoresearch-test")
         local.listen()
-        source = source.replace("PORT", str(server.getsockname()[1]))
-        assert execute(walled, source).split() == ["[]", "refused", "refused"]
+        path = f"/tmp/autoresearch-{os.getpid()}.sock"
+        named.bind(path)
+        named.listen()
+        datagrams.bind(("127.0.0.1", 0))
+        datagrams.settimeout(0.2)
+        source = f"""
+            import socket
+            def datagram():
+                with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as out:
+                    out.sendto(b"x", {datagrams.getsockname()!r})
+            def interfaces():
+                assert [name for _, name in socket.if_nameindex() if name != "lo"]
+            done = []
+            for attempt in (
+                lambda: socket.create_connection({server.getsockname()!r}, timeout=2),
+                lambda: socket.socket(socket.AF_UNIX).connect("\\0autoresearch-test"),
+                lambda: socket.socket(socket.AF_UNIX).connect({path!r}),
+                lambda: socket.socket(socket.AF_INET, socket.SOCK_RAW, 1),
+                lambda: socket.socket(socket.AF_PACKET, socket.SOCK_RAW), interfaces,
+            ):
+                try:
+                    attempt()
+                    done.append("connected")
+                except (OSError, AssertionError):
+                    pass
+            try:
+                datagram()
+            except OSError:
+                pass
+            socket.socketpair()
+            print(done)
+        """
+        try:
+            assert execute(walled, source) == "[]"
+            with pytest.raises(TimeoutError):
+                datagrams.recv(1)
+        finally:
+            os.unlink(path)
 
 
 def test_other_processes_are_neither_seen_nor_touched(walled: Sandbox) -> None:
-    """A pid namespace of its own, whose members are few."""
-    source = f"""
-        import os
-        pids = [name for name in os.listdir("/proc") if name.isdigit()]
-        print(len(pids) < 5, os.path.exists("/proc/{os.getpid()}/environ"))
+    """No signal, no tracing, no look at their memory, no limits set on them, no listing."""
+    tkill = seccomp._OTHER_SIGNALS["tkill"][list(seccomp.ARCHITECTURES).index(platform.machine())]
+    with subprocess.Popen([sys.executable, "-S", "-c", "input()"], stdin=subprocess.PIPE) as victim:
+        source = f"""{READ}
+import contextlib, ctypes, resource, signal
+libc = ctypes.CDLL(None, use_errno=True)
+done = []
+for target in ({victim.pid}, {os.getpid()}, os.getppid()):
+    if target > 1:
+        done += [n for n in (0, signal.SIGCONT) if not libc.kill(target, n)]
+        done += ["tkill"] * (libc.syscall({tkill}, target, 0) == 0)
+        done += ["trace"] * (libc.ptrace(16, target, None, None) == 0)
+        done += [p for p in ("environ", "maps", "mem", "cmdline", "fd", "root/etc/passwd")
+            if reads(f"/proc/{{target}}/{{p}}")]
+        with contextlib.suppress(OSError):
+            resource.prlimit(target, resource.RLIMIT_CORE, (0, 0))
+            done.append("limit")
+pids = []
+with contextlib.suppress(OSError):
+    pids = [name for name in os.listdir("/proc") if name.isdigit()]
+print(done, len(pids) < 5)
+"""
+        assert execute(walled, source) == "[] True"
+        assert victim.poll() is None
+        victim.communicate(b"\n")
+
+
+def test_no_queue_or_key_outlives_the_process(walled: Sandbox) -> None:
+    """What the kernel keeps for a user between processes is a way from one trial to the next."""
+    source = """
+        import ctypes
+        libc = ctypes.CDLL(None, use_errno=True)
+        segment = libc.shmget(0x41525345, 4096, 0o1600)
+        print(libc.shmget(0x41525345, 4096, 0o600) >= 0)
     """
-    if walled.level == "bubblewrap":
-        assert execute(walled, source) == "True False"
+    execute(walled, source)
+    assert execute(walled, source.replace("0o1600", "0o600")) == "False"
+
+
+def test_whoever_hides_is_killed_too(walled: Sandbox) -> None:
+    """Two forks, a session of its own, an empty environment; or a new process id all the time."""
+    marker = f"hidden-{os.getpid()}-{time.monotonic_ns()}"
+    source = f"""
+        import os, sys, time
+        def hide(then):
+            if os.fork() == 0:
+                os.setsid()
+                if os.fork() == 0:
+                    then()
+                os._exit(0)
+        def wipe():
+            code = "import time; print('up', flush=True); time.sleep(60)"
+            os.execve(sys.executable, [sys.executable, "-S", "-c", code, {marker!r}], {{}})
+        def run_ahead():
+            print("up", flush=True)
+            while not os.fork():
+                pass
+        hide(wipe)
+        if {walled is not None and getattr(walled, "abi", 9) >= landlock.SCOPED_ABI}:
+            hide(run_ahead)
+        else:
+            print("up", flush=True)
+        MARKER = {marker!r}
+        time.sleep(60)
+    """
+    tree = walled.spawn(
+        [sys.executable, "-S", "-c", textwrap.dedent(source)],
+        Walls(),
+        env={},
+        pass_fds=(),
+        output_cap_bytes=1 << 16,
+    )
+    limit = time.monotonic() + GONE_IN_S
+    while tree.output.text().count("up") < 2 and time.monotonic() < limit:
+        time.sleep(0.005)
+    assert tree.output.text().count("up") == 2
+    assert tree.kill() == []
+    assert living_with(marker) == []
+
+
+def living_with(marker: str) -> list[int]:
+    """Processes that have `marker` in their command line."""
+    return [
+        p.pid
+        for p in psutil.process_iter(["cmdline", "status"])
+        if marker in " ".join(p.info["cmdline"] or []) and p.info["status"] != psutil.STATUS_ZOMBIE
+    ]
 
 
 def test_there_are_no_rights_to_mount_or_to_become_root(walled: Sandbox, tmp_path: Path) -> None:
     """Hidden folders cannot be uncovered, not even from a user namespace of one's own."""
     hidden = next(iter(hidden_inside(hidden_folders_here())), None)
-    source = f"""
+    source = f"""{READ}
+if True:
         import ctypes, os
         libc = ctypes.CDLL(None, use_errno=True)
         print(open("/proc/self/status").read().split("CapEff:")[1].split()[0])
@@ -254,7 +384,8 @@ def test_there_are_no_rights_to_mount_or_to_become_root(walled: Sandbox, tmp_pat
                 outcome.append(0)
             except OSError:
                 outcome.append(-1)
-        print(outcome, os.listdir({str(hidden)!r}) if {hidden is not None} else [])
+        files = [os.path.join(f, n) for f, _, names in os.walk({str(hidden)!r}) for n in names]
+        print(outcome, len([f for f in files if reads(f)]))
     """
     capabilities, _, rest = execute(walled, source, Walls(hidden=hidden_folders_here())).partition(
         "\n"
@@ -263,7 +394,7 @@ def test_there_are_no_rights_to_mount_or_to_become_root(walled: Sandbox, tmp_pat
     outcome, _, listing = rest.rpartition(" ")
     assert json.loads(outcome)[0] == json.loads(outcome)[3] == -1
     assert json.loads(outcome)[2] == json.loads(outcome)[5] == -1
-    assert listing == "[]"
+    assert listing == "0"
 
 
 def hidden_folders_here() -> list[Path]:
@@ -273,26 +404,42 @@ def hidden_folders_here() -> list[Path]:
     return hidden_folders(runtime_folders())
 
 
-def test_hidden_folders_look_empty(walled: Sandbox) -> None:
+def test_hidden_folders_have_no_content(walled: Sandbox) -> None:
     """The corpus that comes from the standard library is gone, the rest works."""
     hidden = hidden_inside(hidden_folders_here())
-    source = f"""
-        import collections, json, os
-        print([p for p in {[str(p) for p in hidden]!r} if os.path.exists(p) and os.listdir(p)])
-    """
+    source = f"""{READ}
+import collections, json
+files = [os.path.join(f, n) for p in {[str(p) for p in hidden]!r}
+    for f, _, names in os.walk(p) for n in names]
+print([f for f in files if reads(f)])
+"""
     assert execute(walled, source, Walls(hidden=hidden_folders_here())) == "[]"
 
 
 def test_only_the_given_devices_are_there(walled: Sandbox) -> None:
-    """No disk, no card that was not named."""
-    source = "import os; print(sorted(os.listdir('/dev')))"
-    names = set(json.loads(execute(walled, source).replace("'", '"')))
+    """No disk, no card that was not named; what opens is harmless or its own."""
+    there = [name for name in os.listdir("/dev") if "watchdog" not in name]
+    source = f"""
+        import contextlib, json, os
+        opened = []
+        for name in {there!r}:
+            with contextlib.suppress(OSError):
+                os.close(os.open("/dev/" + name, os.O_RDONLY | os.O_NONBLOCK))
+                opened.append(name)
+        print(json.dumps(opened))
+    """
     allowed = {"console", "core", "fd", "full", "null", "ptmx", "pts", "random", "shm", "stderr"}
-    assert names <= allowed | {"stdin", "stdout", "tty", "urandom", "zero"}
+    allowed |= {"stdin", "stdout", "tty", "urandom", "zero"}
+    opened = set(json.loads(execute(walled, source)))
+    assert {"null", "urandom", "zero"} <= opened <= allowed
 
 
-def test_private_memory_is_limited(walled: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_private_files_are_limited(walled: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
     """A candidate that fills its /tmp gets an error, not the machine's memory."""
+    if walled.level == "landlock":
+        limits = "import resource as r; print(r.getrlimit(r.RLIMIT_FSIZE)[0], r.getrlimit(4)[0])"
+        assert execute(walled, limits) == f"{landlock.FILE_BYTES} 0"
+        return
     monkeypatch.setattr(sandbox_module, "PRIVATE_BYTES", 1 << 20)
     source = """
         try:
@@ -307,16 +454,18 @@ def test_private_memory_is_limited(walled: Sandbox, monkeypatch: pytest.MonkeyPa
 
 
 def test_it_ends_with_whoever_started_it(walled: Sandbox) -> None:
-    """A session that is killed takes its candidates with it."""
+    """A session that is killed takes its candidates with it, also those in other sessions."""
     marker = f"lonely-{os.getpid()}-{time.monotonic_ns()}"
     source = f"""
 import sys, time
-from autoresearch.system.sandbox import Walls, open_sandbox
-tree = open_sandbox({walled.level!r}).spawn(
+from autoresearch.system.sandbox import Landlock, Walls, open_sandbox
+abi = {getattr(walled, "abi", 0)}
+tree = (Landlock(abi) if abi else open_sandbox({walled.level!r})).spawn(
     [sys.executable, "-S", "-c",
-     "MARKER='{marker}'; print('up', flush=True); import time; time.sleep(60)"],
+     "MARKER='{marker}'; import os, time; os.fork() or os.setsid(); print('up', flush=True); "
+     "time.sleep(60)"],
     Walls(), env={{}}, pass_fds=(), output_cap_bytes=4096)
-while "up" not in tree.output.text():
+while tree.output.text().count("up") < 2:
     time.sleep(0.005)
 print("up", flush=True)
 time.sleep(60)
@@ -329,18 +478,9 @@ time.sleep(60)
         assert session.stdout.readline() == b"up\n"
         session.kill()
     limit = time.monotonic() + GONE_IN_S
-
-    def alive() -> list[int]:
-        return [
-            p.pid
-            for p in psutil.process_iter(["cmdline", "status"])
-            if marker in " ".join(p.info["cmdline"] or [])
-            and p.info["status"] != psutil.STATUS_ZOMBIE
-        ]
-
-    while alive() and time.monotonic() < limit:
+    while living_with(marker) and time.monotonic() < limit:
         time.sleep(0.01)
-    assert alive() == []
+    assert living_with(marker) == []
 
 
 def test_levels_are_probed_best_first() -> None:
@@ -354,11 +494,85 @@ def test_levels_are_probed_best_first() -> None:
 def test_auto_takes_the_best_that_works(monkeypatch: pytest.MonkeyPatch) -> None:
     """Walls where they can be had, else none; a level asked for by name is never replaced."""
     monkeypatch.setattr(sandbox_module, "bubblewrap_problem", lambda: "")
+    monkeypatch.setattr(sandbox_module, "landlock_problem", lambda: "")
     assert open_sandbox("auto").level == open_sandbox("bubblewrap").level == "bubblewrap"
     monkeypatch.setattr(sandbox_module, "bubblewrap_problem", lambda: "it is forbidden here")
+    assert open_sandbox("auto").level == open_sandbox("landlock").level == "landlock"
+    monkeypatch.setattr(sandbox_module, "landlock_problem", lambda: "the kernel is old")
     assert open_sandbox("auto").level == open_sandbox("none").level == "none"
     with pytest.raises(SandboxUnavailable, match=r"forbidden here.*autoresearch doctor"):
         open_sandbox("bubblewrap")
+    with pytest.raises(SandboxUnavailable, match="kernel is old"):
+        open_sandbox("landlock")
+
+
+@pytest.mark.parametrize(
+    ("platform", "abi", "machine", "expected"),
+    [
+        ("darwin", 0, "arm64", "needs Linux"),
+        ("linux", 0, "x86_64", "no Landlock; 3 is needed"),
+        ("linux", 2, "x86_64", "version 2 of Landlock; 3 is needed"),
+        ("linux", 7, "riscv64", "system calls of riscv64"),
+        ("linux", 7, "x86_64", "failed with exit code 127: could not"),
+        ("linux", 7, "x86_64", ""),
+    ],
+)
+def test_what_keeps_landlock_from_working_is_said(
+    platform: str, abi: int, machine: str, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """System, kernel, processor; then it is tried for real, and the failure is quoted."""
+    code = "import os; os.write(2, b'could not'); os._exit(127)" if expected else "pass"
+    monkeypatch.setattr(sys, "platform", platform)
+    monkeypatch.setattr(landlock, "abi", lambda: abi)
+    monkeypatch.setattr(seccomp.platform, "machine", lambda: machine)
+    monkeypatch.setattr(sandbox_module, "_LAUNCH", code)
+    problem = sandbox_module.landlock_problem.__wrapped__()
+    assert expected in problem
+    assert bool(problem) == bool(expected)
+
+
+def test_a_landlock_that_does_not_start_is_unavailable(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Retryable elsewhere; no descriptor is left open."""
+    before = len(os.listdir("/proc/self/fd"))
+    monkeypatch.setattr(sys, "executable", "/no-such-python")
+    with pytest.raises(SandboxUnavailable, match="did not start"):
+        Landlock(7).spawn(["/bin/true"], Walls(), env={}, pass_fds=(), output_cap_bytes=0)
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_the_limits_of_landlock_are_said() -> None:
+    """What it lacks beside bubblewrap, more of it on older kernels."""
+    assert "names and sizes show" in sandbox_module.landlock_limits(7)
+    assert "outrun the kill" in sandbox_module.landlock_limits(5)
+    assert "outrun the kill" not in sandbox_module.landlock_limits(6)
+
+
+def test_what_is_hidden_is_cut_out_of_what_shows(tmp_path: Path) -> None:
+    """Neighbours get rules of their own, links none, and nothing hidden is under a rule to read."""
+    for name in ("lib/json/a.py", "lib/test/b.py", "lib/deep/corpus/c.py", "lib/deep/d.py"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    lib = tmp_path / "lib"
+    (lib / "link").symlink_to(lib / "test")
+    hidden = [str(lib / "test"), str(lib / "deep" / "corpus")]
+    rules = dict(landlock.visible_in(str(lib), hidden))
+    readable = {path for path, access in rules.items() if access == landlock._READ}
+    assert readable == {str(lib / "json"), str(lib / "deep" / "d.py")}
+    assert {path for path in rules if path not in readable} == {str(lib), str(lib / "deep")}
+    assert list(landlock.visible_in(hidden[0], hidden)) == []
+
+
+@pytest.mark.parametrize("machine", list(seccomp.ARCHITECTURES))
+@pytest.mark.parametrize("is_old", [True, False])
+def test_the_filter_is_well_formed(machine: str, is_old: bool) -> None:
+    """Whole instructions, a plain return at the end, jumps that stay inside."""
+    code = seccomp.program(machine, 4321, only_own_signals=is_old)
+    lines = list(struct.iter_unpack("=HBBI", code))
+    assert lines[-1] == (6, 0, 0, 0x7FFF0000)
+    assert all(
+        i + 1 + max(jt, jf) < len(lines) for i, (op, jt, jf, _) in enumerate(lines) if op & 5 == 5
+    )
+    assert any(k == 4321 for *_, k in lines)
 
 
 @pytest.mark.parametrize(
@@ -395,14 +609,51 @@ def test_a_bubblewrap_that_vanished_is_unavailable(
         )
 
 
-def test_a_card_is_bound_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The nodes that CUDA needs and the card's own; none for the CPU."""
+@pytest.fixture
+def _cards(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Two cards whose numbers in CUDA (reversed), nvidia-smi and /dev differ, all nodes there."""
+    cards = [hardware.Gpu(index=i, minor=i, name="card", uuid=f"GPU-{i}") for i in (1, 0)]
+    fake = types.SimpleNamespace(
+        NVMLError=RuntimeError,
+        nvmlInit=lambda: None,
+        nvmlDeviceGetHandleByIndex=lambda index: index,
+        nvmlDeviceGetMinorNumber=lambda index: {0: 5, 1: 3}[index],
+    )
+    monkeypatch.setattr(hardware, "find_gpus", lambda: tuple(cards))
+    monkeypatch.setitem(sys.modules, "pynvml", fake)
     monkeypatch.setattr(Path, "exists", lambda self: "tools" not in self.name)
-    names = [path.name for path in device_nodes("cuda:1")]
-    assert "nvidia1" in names
-    assert "nvidia0" not in names
+    for cached in (sandbox_module._minor_number, nvml._handle):
+        cached.cache_clear()
+    yield
+    for cached in (sandbox_module._minor_number, nvml._handle):
+        cached.cache_clear()
+
+
+@pytest.mark.usefixtures("_cards")
+def test_a_card_is_bound_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The nodes that CUDA needs and the card's own, by its minor number; none for the CPU."""
+    names = [[path.name for path in device_nodes(f"cuda:{i}")] for i in (0, 1)]
+    assert names[0] == ["nvidiactl", "nvidia3", "nvidia-uvm"]
+    assert names[1] == ["nvidiactl", "nvidia5", "nvidia-uvm"]
     assert device_nodes("cpu") == device_nodes("mps") == []
-    assert device_nodes("cuda")[1].name == "nvidia0"
+
+
+@pytest.mark.usefixtures("_cards")
+def test_a_card_that_nvml_does_not_know_is_found_without_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """By /proc/driver/nvidia, as hardware reads it; by CUDA's number where no card is seen."""
+
+    def refuse(index: int) -> int:
+        raise RuntimeError("unknown")
+
+    monkeypatch.setattr(sys.modules["pynvml"], "nvmlDeviceGetMinorNumber", refuse)
+    assert device_nodes("cuda")[1].name == "nvidia1"
+    sandbox_module._minor_number.cache_clear()
+    monkeypatch.setitem(sys.modules, "pynvml", None)
+    nvml._handle.cache_clear()
+    assert device_nodes("cuda")[1].name == "nvidia1"
+    assert device_nodes("cuda:7")[1].name == "nvidia7"
 
 
 def test_paths_from_outside_packages_are_bound(

@@ -220,7 +220,7 @@ def test_prepare_from_the_hub(hub: Hub, settings: DataSettings, home: Path) -> N
         120,
     ]
     for path, number in ((dataset.validation_path, 6), (dataset.holdout_path, 5)):
-        text = "".join(dataset.decode(row) for row in dataset.rows(path))
+        text = "".join(dataset.load_tokenizer().decode(row) for row in dataset.rows(path))
         assert set(re.findall(r"shard (\d)", text)) == {str(number)}
 
 

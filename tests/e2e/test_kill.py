@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import random
 import signal
-import sqlite3
 import subprocess
 import sys
 import threading
@@ -25,7 +24,7 @@ from autoresearch.system.git import Repository
 from autoresearch.values.records import Measurement, Outcome, Verdict
 
 DRIVE = STUBS / "drive.py"
-PATIENCE_S = 50.0
+PATIENCE_S = 300.0  # a machine may be busy with something else
 
 
 def start(folder: Path, max_trials: int) -> subprocess.Popen[bytes]:
@@ -37,6 +36,7 @@ def start(folder: Path, max_trials: int) -> subprocess.Popen[bytes]:
         env=env,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
+        start_new_session=True,
     )
 
 
@@ -60,26 +60,16 @@ def living(folder: Path) -> list[str]:
 
 def assert_nobody_left(folder: Path) -> None:
     """Everything that a killed session had started goes with it."""
-    limit = time.monotonic() + 20.0
+    limit = time.monotonic() + PATIENCE_S
     while (left := [*living(folder), *strangers()]) and time.monotonic() < limit:
         time.sleep(0.02)
     assert left == []
 
 
-def has_table(path: Path) -> bool:
-    """Whether the session lived long enough to set up its ledger."""
-    connection = sqlite3.connect(path)
-    try:
-        (count,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
-        return bool(count)
-    finally:
-        connection.close()
-
-
 def events_of(folder: Path) -> list[Event]:
     """All that is on the disk, checked."""
     path = folder / "ledger.sqlite"
-    if not path.exists() or not has_table(path):
+    if not path.exists():
         return []
     with Ledger.read(path) as ledger:
         ledger.verify()
@@ -108,19 +98,20 @@ def check_the_end(folder: Path, num_trials: int) -> None:
         assert (folder / "runs" / run.artifacts / "measurement.json").is_file()
 
 
-@pytest.mark.xfail(
-    strict=False,
-    reason="failed 2 times in about 20 at moments not yet pinned down: dev/LOG.md, open problems",
-)
-@pytest.mark.timeout(150)
+@pytest.mark.timeout(2 * PATIENCE_S)
 def test_a_session_killed_again_and_again_comes_to_its_end(tmp_path: Path) -> None:
-    """At random moments; after every death the record is whole and only grew, nobody lives on."""
+    """At random moments, alone or with the git that it runs; after every death the record is whole
+    and only grew, nobody lives on.
+    """
     rng = random.Random(os.urandom(8))
     known: list[Event] = []
     for moment in [0.4, *(rng.uniform(0.6, 2.5) for _ in range(5))]:
         session = start(tmp_path, max_trials=6)
         time.sleep(moment)
-        session.kill()
+        if rng.random() < 0.5:
+            session.kill()
+        else:
+            os.killpg(session.pid, signal.SIGKILL)
         session.communicate()
         assert_nobody_left(tmp_path)
         events = events_of(tmp_path)

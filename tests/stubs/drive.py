@@ -6,6 +6,7 @@ from the ledger.
 
 from __future__ import annotations
 
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -69,9 +70,11 @@ def open_stub_scorer(env: dict[str, str]) -> peer.Peer:
 
 
 def prepare(folder: Path) -> Repository:
-    """The workspace and its data, made at the first call."""
+    """The workspace and its data, made at the first call that nobody cuts off."""
     if (folder / "ready").exists():
         return Repository(folder / "workspace")
+    for half in ("data", "workspace"):
+        shutil.rmtree(folder / half, ignore_errors=True)
     make_dataset(folder / "data", num_train=60, num_validation=24)
     (folder / "workspace").mkdir()
     repository = Repository.create(folder / "workspace")

@@ -363,15 +363,19 @@ def test_live_session_on_a_terminal_has_a_progress_line(history: History) -> Non
     assert "because of head_lr 0.002 -> 0.004" in text
 
 
-def test_live_session_warns_without_a_sandbox(history: History) -> None:
-    """Level none is said at the start."""
+@pytest.mark.parametrize(
+    ("level", "words"),
+    [("none", "no sandbox: train.py can do whatever you can"), ("landlock", "has no namespaces")],
+)
+def test_live_session_warns_of_weaker_walls(history: History, level: str, words: str) -> None:
+    """Anything but bubblewrap is said at the start."""
     console = _console()
-    start = dataclasses.replace(history.sessions[0], host={"sandbox": "none"})
+    start = dataclasses.replace(history.sessions[0], host={"sandbox": level})
     with LiveView(console, override(Config(), session={"tag": "x"}), clock=lambda: "now") as view:
         view.session_started(dataclasses.replace(history, sessions=(start,), trials=()))
         view.trial_closed(dataclasses.replace(history.trials[0], decision=None), history)
         view.session_stopped("over", History())
-    assert "no sandbox: train.py can do whatever you can" in _text(console)
+    assert words in " ".join(_text(console).split())
     assert "stopped: over\n" in _text(console)
 
 

@@ -77,7 +77,7 @@ def test_prepare_writes_what_it_says(settings: DataSettings, home: Path) -> None
     assert dataset.rows(dataset.validation_path).shape == (20, CONTEXT + 1)
     assert dataset.num_validation_rows == 20
     assert dataset.rows(dataset.holdout_path).shape == (10, CONTEXT + 1)
-    assert dataset.num_holdout_rows == 10
+    assert dataset.manifest["splits"]["holdout"]["rows"] == 10
     assert all(train[:, 0] == dataset.bos)
     counts = dataset.manifest["splits"]["train"]
     tokens_in_rows = int((train != dataset.bos).sum())
@@ -408,5 +408,6 @@ def test_copies_are_remembered_for_a_while(
 def test_encode_and_decode(settings: DataSettings, home: Path) -> None:
     """A dataset turns text into tokens and back, for sampling."""
     dataset = prepare(settings, home)
-    tokens = dataset.encode("word5 and ü")
-    assert dataset.decode([dataset.bos, *tokens]) == "word5 and ü"
+    tokenizer = dataset.load_tokenizer()
+    tokens = tokenizer.encode("word5 and ü")
+    assert tokenizer.decode([dataset.bos, *tokens]) == "word5 and ü"

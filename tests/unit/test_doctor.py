@@ -103,12 +103,12 @@ def test_git_missing(
 def test_sandbox(
     diagnose: Callable[..., dict[str, Check]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """No walls is a warning with the reason, not silence."""
-    levels = [("bubblewrap", False, "bwrap is not installed"), ("none", True, "no walls")]
+    """Less than the best walls is a warning with what is there and why not more, not silence."""
+    levels = [("bubblewrap", False, "bwrap is not installed"), ("landlock", True, "names show")]
     monkeypatch.setattr(doctor, "probe_levels", lambda: levels)
     check = diagnose()["sandbox"]
     assert check.status == "warn"
-    assert "level none only. bubblewrap: bwrap is not installed" in check.detail
+    assert "level landlock: names show. bubblewrap: bwrap is not installed" in check.detail
     assert check.remedy
 
 

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 import autoresearch
 from autoresearch.search import ledger as ledger_module
+from autoresearch.search import schema
 from autoresearch.search.ledger import Ledger
 from autoresearch.values.config import Config, override
 from autoresearch.values.errors import AutoresearchError, TrustViolation, WorkspaceError
@@ -381,13 +382,26 @@ def test_reading_what_is_not_there_names_the_command(path: Path) -> None:
             method(path)
 
 
+def test_a_file_whose_session_died_at_once_says_so(path: Path) -> None:
+    """Nothing was recorded: no violation and no "no such table"; the next session goes on."""
+    path.touch()
+    path.with_name(path.name + ".new").write_text("half")
+    with pytest.raises(WorkspaceError, match=r"nothing was recorded.*autoresearch run"):
+        Ledger.read(path)
+    with Ledger.open(path) as ledger:
+        assert ledger.verify() == 0
+    with Ledger.read(path) as ledger:
+        assert ledger.branches() == []
+    assert not list(path.parent.glob("*.new*"))
+
+
 def test_older_schema_is_migrated(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A ledger of the first schema gets the later ones when it is opened for writing."""
-    migrations = list(ledger_module._MIGRATIONS)
-    monkeypatch.setattr(ledger_module, "_MIGRATIONS", migrations[:1])
+    migrations = list(schema.MIGRATIONS)
+    monkeypatch.setattr(schema, "MIGRATIONS", migrations[:1])
     with Ledger.open(path) as ledger:
         ledger.note("old", "event")
-    monkeypatch.setattr(ledger_module, "_MIGRATIONS", migrations)
+    monkeypatch.setattr(schema, "MIGRATIONS", migrations)
     with Ledger.open(path) as ledger:
         assert ledger.verify() == 1
     connection = sqlite3.connect(path)

@@ -56,7 +56,7 @@ def test_rows_are_full_and_start_with_bos(lengths: list[int], row_tokens: int, b
     assert packed.rows.shape[1] == row_tokens
     assert packed.rows.dtype == np.uint16
     assert all(packed.rows[:, 0] == BOS)
-    assert packed.num_left_over_tokens < row_tokens
+    assert sum(map(len, packed.left_over)) < row_tokens
 
 
 @given(LENGTHS, st.integers(2, 40), st.integers(1, 10))

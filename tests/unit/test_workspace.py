@@ -61,8 +61,6 @@ def test_init_writes_the_constants_and_values_of_the_preset(tmp_path: Path) -> N
     assert {name: constants[name].value for name in preset.constants} == dict(preset.constants)
     assert (made.config.preset, made.config.data.context) == ("demo", 128)
     assert made.config.trial.budget_s == 5.0
-    assert made.branch_ref == "refs/heads/autoresearch/night-1"
-    assert made.trial_ref(7) == "refs/autoresearch/night-1/trials/0007"
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -243,7 +241,6 @@ def test_paths_stay_inside_the_ignored_folder(tmp_path: Path) -> None:
         made.ledger_path,
         made.runs_folder / "1",
         made.cache_folder / "x",
-        made.lock_path,
     ):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("x")

@@ -38,7 +38,8 @@ app = typer.Typer(
 )
 _COMMANDS: tuple[Callable[..., None], ...] = (
     *(work.demo, work.init, work.prepare, work.run, work.train, work.replay, look.sample),
-    *(look.status, look.report, look.show, look.diff, look.export, work.gc, look.doctor, mcp),
+    *(look.status, look.verify, look.report, look.show, look.diff, look.export),
+    *(work.gc, look.doctor, mcp),
 )
 for _command in _COMMANDS:
     app.command()(_command)

@@ -5,21 +5,22 @@ from __future__ import annotations
 import dataclasses
 import secrets
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from autoresearch.cli import options
 from autoresearch.cli.options import AsJson, RunSeed, TrialName, Where
+from autoresearch.values.errors import TrustViolation
+
+if TYPE_CHECKING:
+    from autoresearch.search.verify import Checked
 
 
 def status(
     workspace: Where = None,
     last: Annotated[int, typer.Option(min=1, metavar="N", help="Trials to list.")] = 20,
     all_trials: Annotated[bool, typer.Option("--all", help="List all trials.")] = False,
-    verify: Annotated[
-        bool, typer.Option("--verify", help="Check the ledger's chain of hashes first.")
-    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Champion, gain, verdicts, last trials.
@@ -32,13 +33,52 @@ def status(
       autoresearch status --all --json
     """
     opened = options.open_at(workspace)
-    if verify:
-        from autoresearch.search.ledger import Ledger
-
-        with Ledger.read(opened.ledger_path) as ledger:
-            count = ledger.verify()
-        options.console(to_stderr=True).print(f"ledger: {count} events, all as they were written")
     options.print_status(opened, last=0 if all_trials else last, as_json=as_json)
+
+
+def verify(workspace: Where = None, as_json: AsJson = False) -> None:
+    """Check that ledger, git, artifacts and data agree.
+
+    Exit code 3 where they do not, with what and what to do; nothing is changed.
+
+    \b
+    Examples:
+      autoresearch verify
+      autoresearch verify --json
+    """
+    from autoresearch.data.dataset import open_dataset
+    from autoresearch.search.ledger import Ledger
+    from autoresearch.search.verify import verify as check
+    from autoresearch.system.files import cache_home
+
+    opened = options.open_at(workspace)
+    with Ledger.read(opened.ledger_path) as ledger:
+        checked = check(
+            ledger,
+            opened.repository,
+            opened.runs_folder,
+            lambda: open_dataset(opened.config.data, cache_home()),
+        )
+    if as_json:
+        options.print_json({"agrees": not checked.problems, **dataclasses.asdict(checked)})
+    else:
+        _print_checked(checked)
+    if checked.problems:
+        raise typer.Exit(TrustViolation.exit_code)
+
+
+def _print_checked(checked: Checked) -> None:
+    from rich.text import Text
+
+    console = options.console()
+    for finding in checked.findings:
+        word = Text("note  ", "yellow") if finding.is_harmless else Text("WRONG ", "bold red")
+        console.print(word + Text(finding.what), soft_wrap=True)
+        console.print(Text(f"      -> {finding.remedy}", style="dim"), soft_wrap=True)
+    counts = f"{checked.num_events} events, {checked.num_trials} trials, {checked.num_runs} runs"
+    if checked.head_hash:
+        counts += f", last event {checked.head_hash[:16]}"
+    console.print(f"{counts}: {'do not agree' if checked.problems else 'all as recorded'}")
 
 
 def report(

@@ -17,7 +17,6 @@ import hashlib
 import json
 import platform
 import shutil
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -51,11 +50,6 @@ class Dataset:
     manifest: dict[str, Any]
 
     @property
-    def key(self) -> str:
-        """Hash of the settings that made it."""
-        return str(self.manifest["key"])
-
-    @property
     def digest(self) -> str:
         """Hash of every file and its meaning: equal for equal data, wherever it lies."""
         return str(self.manifest["digest"])
@@ -84,11 +78,6 @@ class Dataset:
     def num_validation_rows(self) -> int:
         """Rows that are scored."""
         return int(self.manifest["splits"]["validation"]["rows"])
-
-    @property
-    def num_holdout_rows(self) -> int:
-        """Rows of the holdout."""
-        return int(self.manifest["splits"]["holdout"]["rows"])
 
     @property
     def train_shards(self) -> list[Path]:
@@ -126,14 +115,6 @@ class Dataset:
     def load_tokenizer(self) -> Tokenizer:
         """The tokenizer, read anew: keep it where more than one text goes through it."""
         return Tokenizer.open(self.tokenizer_path)
-
-    def encode(self, text: str) -> Tokens:
-        """Token ids of `text`, without the beginning-of-sequence token."""
-        return self.load_tokenizer().encode(text)
-
-    def decode(self, tokens: Iterable[int]) -> str:
-        """The text of `tokens`."""
-        return self.load_tokenizer().decode(tokens)
 
     def verify(self) -> None:
         """Read every byte and compare with the manifest.

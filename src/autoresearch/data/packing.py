@@ -33,11 +33,6 @@ class Packed:
     rows: Tokens
     left_over: tuple[Tokens, ...]
 
-    @property
-    def num_left_over_tokens(self) -> int:
-        """Tokens of text in no row."""
-        return sum(len(piece) for piece in self.left_over)
-
 
 def pack_rows(
     documents: Sequence[Tokens], row_tokens: int, bos: int, buffer_documents: int = BUFFER_DOCUMENTS

@@ -7,6 +7,7 @@ scorer     trusted, resident; holds the targets, computes bits per byte    score
 
 from __future__ import annotations
 
+import hashlib
 import json
 import secrets
 from collections import OrderedDict
@@ -76,6 +77,7 @@ class Referee:
             commit=spec.commit,
             purpose=spec.purpose,
             seed=spec.seed,
+            source_sha256=hashlib.sha256(spec.source.encode()).hexdigest(),
             sandbox=self.host.sandbox.level,
             device=self.host.device,
             hardware=hardware.read_state(self.host.device),
@@ -142,7 +144,7 @@ class Referee:
 
     def _write_snapshot(self, spec: RunSpec) -> None:
         spec.artifacts.mkdir(parents=True, exist_ok=True)
-        spec.train_path.write_text(spec.source)
+        spec.train_path.write_text(spec.source, encoding="utf-8", newline="")
         config = to_json(self.host.config)
         (spec.artifacts / "config.json").write_text(json.dumps(config, indent=1))
         machine = hardware.describe_machine(self.host.device)

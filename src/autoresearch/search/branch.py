@@ -19,8 +19,8 @@ class Branch:
     def __init__(self, repository: Repository, tag: str) -> None:
         self._repository = repository
         self.name = f"autoresearch/{tag}"
-        self._head_ref = f"refs/heads/{self.name}"
-        self._trials = f"refs/{self.name}/trials"
+        self.head_ref = f"refs/heads/{self.name}"
+        self.baseline_ref = f"refs/{self.name}/baseline"
 
     def start(self) -> str:
         """The commit that the branch starts from: the user's HEAD where it is new, else its own
@@ -33,11 +33,10 @@ class Branch:
             raise WorkspaceError(
                 f"{self.name} is checked out, and a session moves it; run `git switch main` first"
             )
-        base_ref = f"refs/{self.name}/baseline"
-        baseline = self._repository.resolve(base_ref)
+        baseline = self._repository.resolve(self.baseline_ref)
         if baseline is None:
             baseline = self._repository.head()
-            self._repository.set_ref(base_ref, baseline, None)
+            self._repository.set_ref(self.baseline_ref, baseline, None)
         return baseline
 
     def read(self, commit: str) -> str:
@@ -58,9 +57,13 @@ class Branch:
         message = f"{proposal.description}\n\nProposed-by: {proposal.researcher}\n"
         return self._repository.commit_file(proposal.parent, TRAIN_NAME, proposal.source, message)
 
+    def trial_ref(self, trial_id: int) -> str:
+        """The ref that keeps a trial's commit reachable."""
+        return f"refs/{self.name}/trials/{trial_id:04d}"
+
     def keep_reachable(self, trial_id: int, commit: str) -> None:
         """Give a trial's commit a ref of its own, for good."""
-        ref = f"{self._trials}/{trial_id:04d}"
+        ref = self.trial_ref(trial_id)
         before = self._repository.resolve(ref)
         if before != commit:
             self._repository.set_ref(ref, commit, before)
@@ -73,14 +76,14 @@ class Branch:
         """
         for trial in history.trials:
             self.keep_reachable(trial.trial_id, trial.commit)
-        at = self._repository.resolve(self._head_ref)
+        at = self._repository.resolve(self.head_ref)
         if at == history.champion:
             return
         known = {history.baseline, *(crown.commit for crown in history.crowns)}
         if at is not None and at not in known:
             raise TrustViolation(
-                f"{self._head_ref} is at {at[:12]}, which never was the champion; the ledger's is "
-                f"{history.champion[:12]}. Restore it: `git update-ref {self._head_ref} "
+                f"{self.head_ref} is at {at[:12]}, which never was the champion; the ledger's is "
+                f"{history.champion[:12]}. Restore it: `git update-ref {self.head_ref} "
                 f"{history.champion}`"
             )
-        self._repository.set_ref(self._head_ref, history.champion, at)
+        self._repository.set_ref(self.head_ref, history.champion, at)

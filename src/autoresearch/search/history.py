@@ -152,6 +152,11 @@ class Fold:
         """The number of the next trial, over all branches."""
         return self._next_trial_id
 
+    @property
+    def branches(self) -> list[str]:
+        """Names of all branches that a session worked on."""
+        return [name for name in self._branches if name]
+
     def add(self, event: Event) -> None:
         """Take in the next event; an unknown kind is a note."""
         self.seq = event.seq

@@ -29,9 +29,9 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 from autoresearch.search.history import Event, Fold, History
+from autoresearch.search.schema import check_version, connect, make, migrate
 from autoresearch.system.files import hold_lock
 from autoresearch.values.constants import fingerprint, parse_constants
 from autoresearch.values.errors import (
@@ -45,63 +45,10 @@ from autoresearch.values.records import Decision, Measurement, Proposal, to_json
 __all__ = ["Event", "History", "Ledger"]
 
 _GENESIS = "0" * 64
-_WAIT_S = 30.0  # for a checkpoint that holds the file; there is no second writer to wait for
 _COMPARABLE = {  # settings that must not change on a branch: scores would not compare
     "data": ("corpus", "path", "num_shards", "vocab_size", "context", "score_tokens"),
     "trial": ("budget_s", "device", "threads"),
 }
-
-_TABLE = """
-CREATE TABLE events (
-    seq INTEGER PRIMARY KEY AUTOINCREMENT, at REAL NOT NULL, kind TEXT NOT NULL,
-    body TEXT NOT NULL, previous TEXT NOT NULL, hash TEXT NOT NULL
-);
-CREATE TRIGGER events_stay_unchanged BEFORE UPDATE ON events
-    BEGIN SELECT RAISE(ABORT, 'the ledger only grows'); END;
-CREATE TRIGGER events_stay_there BEFORE DELETE ON events
-    BEGIN SELECT RAISE(ABORT, 'the ledger only grows'); END;
-"""
-
-_VIEWS = """
-CREATE VIEW runs AS SELECT
-    seq, at,
-    json_extract(body, '$.run.run_id') AS run_id,
-    json_extract(body, '$.trial_id') AS trial_id,
-    json_extract(body, '$.run.commit') AS commit_id,
-    json_extract(body, '$.run.purpose') AS purpose,
-    json_extract(body, '$.run.outcome') AS outcome,
-    json_extract(body, '$.run.reason') AS reason,
-    json_extract(body, '$.run.val_bpb') AS val_bpb,
-    json_extract(body, '$.run.val_bpb_decoded') AS val_bpb_decoded,
-    json_extract(body, '$.run.seed') AS seed,
-    json_extract(body, '$.run.budget_s') AS budget_s,
-    json_extract(body, '$.run.training_s') AS training_s,
-    json_extract(body, '$.run.total_s') AS total_s,
-    json_extract(body, '$.run.peak_memory_mb') AS peak_memory_mb,
-    json_extract(body, '$.run.device') AS device,
-    json_extract(body, '$.run.sandbox') AS sandbox,
-    json_extract(body, '$.run.reported') AS reported
-FROM events WHERE kind = 'record_run';
-CREATE VIEW trials AS SELECT
-    opened.seq, opened.at,
-    json_extract(opened.body, '$.trial_id') AS trial_id,
-    json_extract(opened.body, '$.commit') AS commit_id,
-    json_extract(opened.body, '$.parent') AS parent_id,
-    json_extract(opened.body, '$.researcher') AS researcher,
-    json_extract(opened.body, '$.description') AS description,
-    json_extract(opened.body, '$.parameters') AS parameters,
-    json_extract(closed.body, '$.decision.verdict') AS verdict,
-    json_extract(closed.body, '$.decision.reason') AS reason,
-    json_extract(closed.body, '$.decision.val_bpb') AS val_bpb,
-    json_extract(closed.body, '$.decision.gain_bpb') AS gain_bpb
-FROM events AS opened LEFT JOIN events AS closed
-    ON closed.kind = 'close_trial'
-    AND json_extract(closed.body, '$.trial_id') = json_extract(opened.body, '$.trial_id')
-WHERE opened.kind = 'open_trial';
-"""
-
-_MIGRATIONS: list[str] = [_TABLE, _VIEWS]
-"""Schema changes in order; `PRAGMA user_version` counts those done. Append, never edit."""
 
 
 class Ledger:
@@ -115,7 +62,7 @@ class Ledger:
 
     @classmethod
     def open(cls, path: Path) -> Ledger:
-        """Become the writer; the file is made where there is none.
+        """Become the writer; the file is made where there is none, whole or not at all.
 
         Raises:
             WorkspaceError: another process writes (its pid is in the message), or the file is no
@@ -124,8 +71,10 @@ class Ledger:
         lock = ExitStack()
         lock.enter_context(hold_lock(path.with_name(path.name + ".lock"), f"ledger {path}"))
         try:
-            connection = _connect(path, f"file:{quote(str(path.absolute()))}?mode=rwc")
-            _migrate(path, connection)
+            if not path.exists() or not path.stat().st_size:
+                make(path)
+            connection = connect(path, "mode=rw")
+            migrate(path, connection)
         except BaseException:
             lock.close()
             raise
@@ -133,7 +82,11 @@ class Ledger:
 
     @classmethod
     def read(cls, path: Path) -> Ledger:
-        """Read only, beside a writer or without one."""
+        """Read only, beside a writer or without one.
+
+        Raises:
+            WorkspaceError: there is none, or a session died while it made it; or it is no ledger.
+        """
         if not path.exists():
             raise WorkspaceError(
                 f"there is no ledger at {path}; `autoresearch run` starts one, in the workspace"
@@ -142,8 +95,13 @@ class Ledger:
         # no place for it, and unless a writer left one there, nobody writes.
         has_wal = path.with_name(path.name + "-wal").exists()
         mode = "mode=ro" if has_wal or os.access(path.parent, os.W_OK) else "immutable=1"
-        connection = _connect(path, f"file:{quote(str(path.absolute()))}?{mode}")
-        _check_version(path, connection)
+        connection = connect(path, mode)
+        if check_version(path, connection) == 0:
+            connection.close()
+            raise WorkspaceError(
+                f"{path} has no table of events, so nothing was recorded: a session died while it "
+                "made the file, or makes it now; `autoresearch run` goes on"
+            )
         return cls(path, connection, ExitStack())
 
     def append(self, kind: str, **body: Any) -> int:
@@ -153,9 +111,7 @@ class Ledger:
             AutoresearchError: a full disk or another fault of the file system. Nothing was added,
                 everything before is safe, and a later append may work.
         """
-        text = json.dumps(
-            _finite(body), sort_keys=True, separators=(",", ":"), allow_nan=False, default=str
-        )
+        text = canonical(body)
         at = time.time()
         try:
             self._connection.execute("BEGIN IMMEDIATE")
@@ -191,6 +147,11 @@ class Ledger:
             self.verify()
             raise self._broken(self._fold.seq, f"makes no sense ({error!r})") from error
         return self._fold.history(branch)
+
+    def branches(self) -> list[History]:
+        """What happened on each branch, in the order in which they began."""
+        self.history()
+        return [self._fold.history(name) for name in self._fold.branches]
 
     def verify(self) -> int:
         """Check the whole chain and return the number of events.
@@ -338,6 +299,13 @@ def _digest(seq: int, at: float, kind: str, body: str, previous: str) -> str:
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
+def canonical(body: dict[str, Any]) -> str:
+    """The one JSON text of `body`, as events hold it."""
+    return json.dumps(
+        _finite(body), sort_keys=True, separators=(",", ":"), allow_nan=False, default=str
+    )
+
+
 def _finite(value: Any) -> Any:
     """`value` with NaN and infinities as null: they are no JSON, and candidates report them."""
     if isinstance(value, float):
@@ -347,40 +315,6 @@ def _finite(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_finite(item) for item in value]
     return value
-
-
-def _connect(path: Path, uri: str) -> sqlite3.Connection:
-    connection: sqlite3.Connection | None = None
-    try:
-        connection = sqlite3.connect(uri, uri=True, isolation_level=None, timeout=_WAIT_S)
-        connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
-    except sqlite3.DatabaseError as error:
-        if connection:
-            connection.close()
-        raise WorkspaceError(
-            f"{path} cannot be opened as a ledger: {error}; move it away or restore it from a copy"
-        ) from error
-    return connection
-
-
-def _check_version(path: Path, connection: sqlite3.Connection) -> int:
-    version: int = connection.execute("PRAGMA user_version").fetchone()[0]
-    if version > len(_MIGRATIONS):
-        connection.close()
-        raise WorkspaceError(
-            f"{path} was written by a newer autoresearch (schema {version}, this one knows "
-            f"{len(_MIGRATIONS)}); upgrade with `pip install -U autoresearch`"
-        )
-    return version
-
-
-def _migrate(path: Path, connection: sqlite3.Connection) -> None:
-    version = _check_version(path, connection)
-    connection.execute("PRAGMA journal_mode=WAL")
-    connection.execute("PRAGMA synchronous=FULL")
-    connection.execute("PRAGMA fullfsync=1")  # macOS: fsync alone stops at the drive's cache
-    for number, script in enumerate(_MIGRATIONS[version:], start=version + 1):
-        connection.executescript(f"BEGIN; {script} PRAGMA user_version={number}; COMMIT;")
 
 
 def _check_same(before: History, settings: dict[str, Any], baseline: str) -> None:

@@ -15,10 +15,11 @@ refs/autoresearch/TAG/trials/NNNN.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import tempfile
-from dataclasses import dataclass
+import time
 from pathlib import Path
 from typing import Any
 
@@ -36,15 +37,7 @@ _SETTINGS = {
 }
 _KEPT_VARIABLES = ("PATH", "HOME", "TMPDIR", "LD_LIBRARY_PATH", "SYSTEMROOT")
 _ABSENT = "0" * 40
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Commit:
-    """One line of a log; `at` is Unix time."""
-
-    commit: str
-    at: int
-    subject: str
+_LOCK_STALE_S = 5.0  # git holds the lock on a ref for milliseconds
 
 
 class Repository:
@@ -149,7 +142,7 @@ class Repository:
                 "cannot be moved; expected another branch there. Run `git switch main`"
             )
         try:
-            self._run("update-ref", "--no-deref", ref, new, old or _ABSENT)
+            self._update_ref(ref, new, old or _ABSENT)
         except GitError as error:
             seen = self.resolve(ref)
             if seen == old:
@@ -160,23 +153,45 @@ class Repository:
                 "`git update-ref`"
             ) from error
 
+    def _update_ref(self, ref: str, new: str, old: str) -> None:
+        arguments = ("update-ref", "--no-deref", ref, new, old)
+        try:
+            self._run(*arguments)
+        except GitError:
+            if not self._outlive_lock(ref):
+                raise
+            self._run(*arguments)
+
+    def _outlive_lock(self, ref: str) -> bool:
+        """Wait for a lock on a ref, then remove one that a git killed in the middle has left.
+
+        Whether there was one.
+        """
+        lock = self.path / ".git" / f"{ref}.lock"
+        was_there = lock.exists()
+        with contextlib.suppress(FileNotFoundError):
+            while time.time() - lock.stat().st_mtime < _LOCK_STALE_S:
+                time.sleep(0.05)
+            lock.unlink()
+        return was_there
+
     def refs(self, prefix: str) -> dict[str, str]:
         """Full names and commits of all refs under `prefix`, such as refs/autoresearch/main."""
         text = self._run("for-each-ref", "--format=%(objectname) %(refname)", prefix).decode()
         return {name: commit for commit, name in (line.split(" ", 1) for line in text.splitlines())}
 
+    def fsck(self) -> list[str]:
+        """What is wrong with the objects and refs, in git's words; empty where nothing is."""
+        try:
+            self._run("fsck", "--no-progress", "--no-dangling", "--no-reflogs")
+        except GitError as error:
+            return [str(error)]
+        return []
+
     def diff(self, a: str, b: str, path: str) -> str:
         """The unified diff of one file between two commits; "" where it is the same."""
         plain = ("--no-ext-diff", "--no-textconv", "--no-color")
         return self._run("diff-tree", "-p", *plain, a, b, "--", path).decode(errors="replace")
-
-    def log(self, ref: str, limit: int = 1000) -> list[Commit]:
-        """The first-parent history of `ref`, newest first."""
-        options = ("--first-parent", f"--max-count={limit}", "--format=%H %ct %s")
-        lines = self._run("rev-list", *options, ref).decode(errors="replace").split("\n")
-        # Every other line is git's own "commit HASH".
-        rows = [line.split(" ", 2) for line in lines[1::2]]
-        return [Commit(commit=row[0], at=int(row[1]), subject=row[2]) for row in rows]
 
     def _checked_out_ref(self) -> str:
         return self._text("symbolic-ref", "--quiet", "HEAD", accept=(0, 1))

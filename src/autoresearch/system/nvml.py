@@ -1,4 +1,4 @@
-"""Memory in use on an NVIDIA card, cheap enough to ask four times a second.
+"""Memory in use on an NVIDIA card, cheap enough to ask four times a second, and its minor number.
 
 Through the package nvidia-ml-py (extra `gpu`); without it nothing is known and the caller asks
 `nvidia-smi` less often.
@@ -18,6 +18,18 @@ def used_memory_mb(device: str) -> float | None:
     nvml, card = handle
     try:
         return float(nvml.nvmlDeviceGetMemoryInfo(card).used) / 2**20
+    except nvml.NVMLError:
+        return None
+
+
+def minor_number(index: int) -> int | None:
+    """The N of /dev/nvidiaN for nvidia-smi's card `index`; None where nobody can tell."""
+    handle = _handle(index)
+    if handle is None:
+        return None
+    nvml, card = handle
+    try:
+        return int(nvml.nvmlDeviceGetMinorNumber(card))
     except nvml.NVMLError:
         return None
 

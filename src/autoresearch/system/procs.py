@@ -2,7 +2,8 @@
 
 A tree is killed by walking it while it is still connected, then by sweeping for orphans. Where the
 sandbox has a pid namespace, killing its first process takes all others with it, whatever they
-ignore or whichever session they moved to. Without one (sandbox level `none`), orphans are handed
+ignore or whichever session they moved to; at sandbox level `landlock` a process of ours inside its
+domain does the same (landlock.py). Without either (level `none`), orphans are handed
 to us by the kernel (PR_SET_CHILD_SUBREAPER, Linux) and recognised by a marker in the environment
 they were started with; a process that wipes its own environment as well escapes, and
 docs/threat-model.md says so. Output is bounded and memory is watched.
@@ -68,8 +69,11 @@ class Usage:
 class ProcessTree:
     """A child process and all its descendants."""
 
-    def __init__(self, popen: subprocess.Popen[bytes], marker: str, output: CappedOutput) -> None:
+    def __init__(
+        self, popen: subprocess.Popen[bytes], marker: str, output: CappedOutput, leash: int
+    ) -> None:
         self._popen = popen
+        self._leash = leash
         self._marker = marker
         self._wrapper = _wrapper_name(popen.args)
         self.output = output
@@ -121,6 +125,12 @@ class ProcessTree:
 
         The pids that survived (normally none).
         """
+        if self._leash >= 0:  # the first process knows better than we whom to kill
+            os.close(self._leash)
+            self._leash = -1
+            self._members()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._popen.wait(timeout=wait_s / 2)
         for _ in range(20):
             victims = {process.pid: process for process in [*self._members(), *self._orphans()]}
             living = [process for process in victims.values() if _is_living(process)]
@@ -176,6 +186,7 @@ def spawn(
     pass_fds: Sequence[int] = (),
     output_cap_bytes: int = 0,
     is_expendable: bool = True,
+    leash: int = -1,
 ) -> ProcessTree:
     """Start `argv` in a session of its own, without standard input.
 
@@ -184,6 +195,7 @@ def spawn(
         pass_fds: descriptors that the child inherits under the same numbers; all others are closed.
         output_cap_bytes: how much of its output to keep; 0 drops all of it.
         is_expendable: whether the kernel shall take it first when memory runs out.
+        leash: our end of a pipe, from now on the tree's: `argv` ends all when it is closed.
 
     Raises:
         OSError: the program cannot be started.
@@ -201,7 +213,7 @@ def spawn(
     )
     if is_expendable:
         _sacrifice_first(popen.pid)
-    return ProcessTree(popen, marker, CappedOutput(output_cap_bytes))
+    return ProcessTree(popen, marker, CappedOutput(output_cap_bytes), leash)
 
 
 def guard_this_process() -> None:

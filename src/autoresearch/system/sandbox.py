@@ -1,36 +1,43 @@
 """Walls around untrusted code, in levels.
 
 bubblewrap  own user, pid, network, ipc and mount namespaces: only bound paths exist, read-only;
-home and /tmp are
-            private memory; no network; the pid namespace takes every descendant with it when it is
-            killed
+            home and /tmp are private memory; no network; the pid namespace takes every descendant
+            with it when it is killed
+landlock    the kernel refuses to open what is not named, sockets, and signals to others; no
+            namespaces, so names and sizes of files can still be asked for (landlock.py)
 none        no walls: a process like any other. The trial's row says so, and docs/threat-model.md
 which invariants fall
 
-Covered by bubblewrap: reading data, ledger and git; writing anywhere that lasts; talking to
+Covered by both: reading data, ledger and git; writing anywhere that lasts; talking to
 anybody; surviving the kill. Not covered: the kernel itself, the GPU driver, timing side channels.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import site
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import Protocol
 
+from autoresearch.system import hardware, landlock, nvml, seccomp
 from autoresearch.system.procs import ProcessTree, spawn
 from autoresearch.values.errors import SandboxUnavailable
 
 HOME = "/candidate"  # where untrusted code finds itself inside bubblewrap
-LEVELS = ("bubblewrap", "none")  # best first
+LEVELS = ("bubblewrap", "landlock", "none")  # best first
 PRIVATE = ("/tmp", "/run", "/dev/shm")  # noqa: S108 - paths inside, each an empty tmpfs
 PRIVATE_BYTES = 4 << 30  # of /tmp, and of the home
+_ROOT_NAMES = ("bin", "sbin", "lib", "lib32", "lib64", "libx32")
+_LAUNCH = (
+    f"import sys; sys.path.insert(0, {str(Path(__file__).resolve().parents[2])!r}); "
+    "from autoresearch.system.landlock import main; main()"
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,8 +55,8 @@ class Walls:
     device_nodes: Sequence[Path] = ()
 
 
-class Sandbox(Protocol):
-    """A way to start untrusted Python."""
+class Sandbox:
+    """A way to start untrusted Python; each level is a subclass."""
 
     level: str
 
@@ -67,74 +74,110 @@ class Sandbox(Protocol):
         Raises:
             SandboxUnavailable: it cannot be started here.
         """
+        try:
+            return self._start(argv, walls, env, pass_fds, output_cap_bytes)
+        except OSError as error:
+            raise SandboxUnavailable(
+                f"sandbox {self.level} did not start: {error}; run `autoresearch doctor`"
+            ) from error
 
     def inside(self, walls: Walls, path: Path) -> str:
         """Where a readable or writable path of `walls` appears to the process."""
+        return str(path)
 
-
-class Bubblewrap:
-    """Namespaces by the program `bwrap`."""
-
-    level = "bubblewrap"
-
-    def spawn(
+    def _start(
         self,
         argv: Sequence[str],
         walls: Walls,
-        *,
         env: Mapping[str, str],
-        pass_fds: Sequence[int],
-        output_cap_bytes: int,
+        fds: Sequence[int],
+        cap: int,
     ) -> ProcessTree:
-        """Start `argv` in fresh namespaces that end with it or with us."""
-        wrapped = [_bwrap(), *_bwrap_options(walls, env), "--", *argv]
-        try:
-            return spawn(
-                wrapped,
-                env={"PATH": os.defpath},
-                pass_fds=pass_fds,
-                output_cap_bytes=output_cap_bytes,
-            )
-        except OSError as error:
-            raise SandboxUnavailable(
-                f"bwrap did not start: {error}; run `autoresearch doctor`"
-            ) from error
+        raise NotImplementedError
+
+
+class Bubblewrap(Sandbox):
+    """Namespaces by the program `bwrap`, that end with the process or with us."""
+
+    level = "bubblewrap"
 
     def inside(self, walls: Walls, path: Path) -> str:
         """The path that the binding gives it."""
         return {**walls.readable, **walls.writable}[path]
 
-
-class NoSandbox:
-    """A plain child process with a scrubbed environment."""
-
-    level = "none"
-
-    def spawn(
+    def _start(
         self,
         argv: Sequence[str],
         walls: Walls,
-        *,
         env: Mapping[str, str],
-        pass_fds: Sequence[int],
-        output_cap_bytes: int,
+        fds: Sequence[int],
+        cap: int,
     ) -> ProcessTree:
-        """Start `argv` with nothing but its own session around it."""
-        home = next(iter(walls.writable), None)
+        wrapped = [_bwrap(), *_bwrap_options(walls, env), "--", *argv]
+        return spawn(wrapped, env={"PATH": os.defpath}, pass_fds=fds, output_cap_bytes=cap)
+
+
+class Landlock(Sandbox):
+    """Rules of the kernel for an ordinary process (landlock.py).
+
+    `abi` is the version of Landlock to use, the kernel's or an older one.
+    """
+
+    level = "landlock"
+
+    def __init__(self, abi: int) -> None:
+        self.abi = abi
+
+    def _start(
+        self,
+        argv: Sequence[str],
+        walls: Walls,
+        env: Mapping[str, str],
+        fds: Sequence[int],
+        cap: int,
+    ) -> ProcessTree:
+        held, leash = os.pipe()
+        plan = {
+            "abi": self.abi,
+            "leash": held,
+            "fds": list(fds),
+            "runtime": [str(path) for path in (*runtime_folders(), *_root_folders())],
+            "hidden": [str(path.resolve()) for path in walls.hidden],
+            "readable": [str(path) for path in walls.readable],
+            "writable": [str(path) for path in walls.writable],
+            "devices": [str(path) for path in walls.device_nodes],
+        }
         try:
             return spawn(
-                argv,
-                env={**env, "HOME": str(home or "/nonexistent")},
-                cwd=home,
-                pass_fds=pass_fds,
-                output_cap_bytes=output_cap_bytes,
+                [sys.executable, "-I", "-S", "-c", _LAUNCH, json.dumps(plan), *argv],
+                env={"PATH": "/usr/bin:/bin", **env},
+                pass_fds=[*fds, held],
+                output_cap_bytes=cap,
+                leash=leash,
             )
-        except OSError as error:
-            raise SandboxUnavailable(f"{argv[0]} did not start: {error}") from error
+        except OSError:
+            os.close(leash)
+            raise
+        finally:
+            os.close(held)
 
-    def inside(self, walls: Walls, path: Path) -> str:
-        """The same path."""
-        return str(path)
+
+class NoSandbox(Sandbox):
+    """A plain child process with a scrubbed environment and its own session around it."""
+
+    level = "none"
+
+    def _start(
+        self,
+        argv: Sequence[str],
+        walls: Walls,
+        env: Mapping[str, str],
+        fds: Sequence[int],
+        cap: int,
+    ) -> ProcessTree:
+        home = next(iter(walls.writable), None)
+        env = {**env, "HOME": str(home or "/nonexistent")}
+        return spawn(argv, env=env, cwd=home, pass_fds=fds, output_cap_bytes=cap)
 
 
 def open_sandbox(level: str) -> Sandbox:
@@ -143,26 +186,57 @@ def open_sandbox(level: str) -> Sandbox:
     Raises:
         SandboxUnavailable: this level does not work here, with the reason and what to do.
     """
-    if level == "none":
-        return NoSandbox()
-    problem = bubblewrap_problem()
-    if not problem:
-        return Bubblewrap()
+    problems: dict[str, Callable[[], str]] = {
+        "bubblewrap": bubblewrap_problem,
+        "landlock": landlock_problem,
+        "none": str,
+    }
     if level == "auto":
-        return NoSandbox()
-    raise SandboxUnavailable(
-        f"sandbox level {level!r} is not to be had here: {problem}; "
-        'run `autoresearch doctor`, or set level = "auto" under [sandbox]'
-    )
+        level = next(name for name in LEVELS if not problems[name]())
+    elif problem := problems[level]():
+        raise SandboxUnavailable(
+            f"sandbox level {level!r} is not to be had here: {problem}; "
+            'run `autoresearch doctor`, or set level = "auto" under [sandbox]'
+        )
+    if level == "landlock":
+        return Landlock(landlock.abi())
+    return Bubblewrap() if level == "bubblewrap" else NoSandbox()
 
 
 def probe_levels() -> list[tuple[str, bool, str]]:
     """Every level, best first: (level, whether it works here, why or why not)."""
-    problem = bubblewrap_problem()
+    bubblewrap, rules = bubblewrap_problem(), landlock_problem()
     return [
-        ("bubblewrap", not problem, problem or "namespaces work"),
+        ("bubblewrap", not bubblewrap, bubblewrap or "namespaces work"),
+        ("landlock", not rules, rules or landlock_limits(landlock.abi())),
         ("none", True, "always there, no walls"),
     ]
+
+
+def landlock_limits(abi: int) -> str:
+    """What Landlock of this version gives, and what bubblewrap would give beyond it."""
+    lacks = ["files outside are not read, but their names and sizes show", "no limit on disk use"]
+    if abi < landlock.SCOPED_ABI:
+        lacks += ["a process that forks without pause may outrun the kill (Linux 6.12 mends it)"]
+    return f"kernel rules work (ABI {abi}); no namespaces: {'; '.join(lacks)}"
+
+
+@lru_cache(maxsize=1)
+def landlock_problem() -> str:
+    """Why Landlock does not work here; "" where it does. Tried for real."""
+    if sys.platform != "linux":
+        return f"Landlock needs Linux, this is {sys.platform}"
+    found = landlock.abi()
+    if found < landlock.OLDEST_ABI:
+        have = f"the kernel has version {found} of Landlock" if found else "no Landlock"
+        return f"{have}; {landlock.OLDEST_ABI} is needed (Linux 6.2, `landlock` among lsm=)"
+    if problem := seccomp.problem():
+        return problem
+    argv = [sys.executable, "-S", "-c", "pass"]
+    tree = Landlock(found).spawn(argv, Walls(), env={}, pass_fds=(), output_cap_bytes=4096)
+    code = tree.wait(20)
+    tree.kill()
+    return f"it failed with exit code {code}: {tree.output.text().strip()[:300]}" if code else ""
 
 
 @lru_cache(maxsize=1)
@@ -241,18 +315,24 @@ def runtime_folders() -> tuple[Path, ...]:
     return tuple([*kept, *(link for link in links if link.resolve() != link and link not in kept)])
 
 
+def _root_folders() -> list[Path]:
+    """/lib and its like where they are no links into /usr."""
+    folders = [Path("/", name) for name in _ROOT_NAMES]
+    return [path for path in folders if path.is_dir() and not path.is_symlink()]
+
+
 def _python_path() -> list[str]:
     return [folder for folder in os.environ.get("PYTHONPATH", "").split(os.pathsep) if folder]
 
 
 def _root_links() -> list[str]:
     options: list[str] = []
-    for name in ("bin", "sbin", "lib", "lib32", "lib64", "libx32"):
+    for name in _ROOT_NAMES:
         path = Path("/", name)
         if path.is_symlink():
             options += ["--symlink", os.readlink(path), str(path)]
-        elif path.is_dir():
-            options += ["--ro-bind", str(path), str(path)]
+    for path in _root_folders():
+        options += ["--ro-bind", str(path), str(path)]
     return options
 
 
@@ -270,6 +350,15 @@ def device_nodes(device: str) -> list[Path]:
     """The device files that a process needs for `device` ("cuda:1"), and no other card's."""
     if not device.startswith("cuda"):
         return []
-    ordinal = device.partition(":")[2] or "0"
-    names = ["nvidiactl", f"nvidia{ordinal}", "nvidia-uvm", "nvidia-uvm-tools"]
+    names = ["nvidiactl", f"nvidia{_minor_number(device)}", "nvidia-uvm", "nvidia-uvm-tools"]
     return [path for path in (Path("/dev") / name for name in names) if path.exists()]
+
+
+@lru_cache(maxsize=16)
+def _minor_number(device: str) -> int:
+    """The N of /dev/nvidiaN, which is neither CUDA's count nor nvidia-smi's."""
+    gpu = hardware.gpu_of(device)
+    if gpu is None:
+        return int(device.partition(":")[2] or 0)
+    minor = nvml.minor_number(gpu.index)
+    return gpu.minor if minor is None else minor

@@ -68,7 +68,9 @@ class TrialSettings:
 class SandboxSettings:
     """Walls between a candidate and the machine."""
 
-    level: str = _field("auto", "auto takes the best that works", ("auto", "bubblewrap", "none"))
+    level: str = _field(
+        "auto", "auto takes the best that works", ("auto", "bubblewrap", "landlock", "none")
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

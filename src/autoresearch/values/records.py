@@ -90,6 +90,7 @@ class Measurement:
     peak_memory_mb: float | None = None  # of the device, or resident memory on CPU
     weight_bytes: int = 0
     weights_sha256: str = ""
+    source_sha256: str = ""  # of train.py as it was run
     sandbox: str = ""
     device: str = ""
     was_audited: bool = False

@@ -34,6 +34,12 @@ from autoresearch.views.text import (
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
+_WEAKER_WALLS = {
+    "landlock": "sandbox landlock has no namespaces: names of files outside show, disk use has no "
+    "limit",
+    "none": "no sandbox: train.py can do whatever you can",
+}
+
 
 def _clock() -> str:
     return datetime.datetime.now().astimezone().strftime("%H:%M:%S")
@@ -80,13 +86,8 @@ class LiveView:
         if history.trials:
             facts.append(f"going on after {plural(len(history.trials), 'trial')}")
         self._say(Text(", ".join(facts), style="bold"))
-        if host.get("sandbox") == "none":
-            self._say(
-                Text(
-                    "no sandbox: train.py can do whatever you can; see `autoresearch doctor`",
-                    style="yellow",
-                )
-            )
+        if warning := _WEAKER_WALLS.get(host.get("sandbox", "")):
+            self._say(Text(f"{warning}; see `autoresearch doctor`", style="yellow"))
 
     def run_started(self, purpose: Purpose, why: str) -> None:
         """A run begins: it gets the progress line."""
