@@ -300,7 +300,7 @@ def test_messages_out_of_turn_change_nothing(lab: Lab) -> None:
 
 
 def test_a_watch_can_stop_a_run(lab: Lab) -> None:
-    """Early stop and Ctrl-C go this way: the reason of whoever watches is the run's."""
+    """Early stop goes this way: the reason of whoever watches is the run's."""
     main = "import time\nrun.start()\nrun.report(step=3)\ntime.sleep(60)"
     seen = []
 
@@ -309,8 +309,23 @@ def test_a_watch_can_stop_a_run(lab: Lab) -> None:
         return "enough of it"
 
     measurement = lab.referee.run(lab.spec(stub(main=main)), watch)
-    failed(measurement, Outcome.INTERRUPTED, "enough of it")
+    failed(measurement, Outcome.STOPPED, "enough of it")
     assert seen == [{"step": 3}]
+
+
+def test_a_loss_that_is_no_number_ends_the_run(lab: Lab) -> None:
+    """At the second report, as a crash; the curve until then stays."""
+    main = """
+        import time
+        run.start()
+        for i, loss in enumerate((4.0, "nan", "nan")):
+            run.report(step=i, loss=loss)
+            time.sleep(0.2)
+        time.sleep(60)
+    """
+    measurement = lab.run(stub(main=main))
+    failed(measurement, Outcome.CRASH, "diverged: train.py reports a loss of nan, it was 4")
+    assert [loss for _, loss in measurement.curve] == [4.0]
 
 
 class JumpingClock(SystemClock):

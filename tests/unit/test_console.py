@@ -127,6 +127,22 @@ def test_status_without_a_keep_and_with_pairs(history: History) -> None:
     assert "+0.1800 side by side, at each keep" in _text(console)
 
 
+def test_status_tells_what_early_stop_did(history: History, noise: Noise) -> None:
+    """Runs ended, and false kills with their interval once a marked run has gone on."""
+    console, run = _console(), history.trials[1].runs[0]
+    mark = {"second": 2.0, "loss": 5.0, "limit": 4.0}
+    stopped = dataclasses.replace(run, outcome=Outcome.STOPPED, early_stop=mark)
+    trials = [dataclasses.replace(history.trials[1], runs=(stopped,))]
+    print_status(console, dataclasses.replace(history, trials=tuple(trials)), noise, Config(), 1)
+    assert "1 ended early; no marked run has gone on" in _text(console)
+    trials.append(
+        dataclasses.replace(history.trials[2], runs=(dataclasses.replace(run, early_stop=mark),))
+    )
+    console = _console()
+    print_status(console, dataclasses.replace(history, trials=tuple(trials)), noise, Config(), 1)
+    assert "false kills 0 of 1 that ran on (95 % interval 0% to 98%)" in _text(console)
+
+
 def test_status_json_is_plain(history: History, noise: Noise) -> None:
     """Figures as numbers, verdicts as words; it survives a round trip."""
     facts = json.loads(json.dumps(status_json(history, noise, Config(), 1)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import math
 import random
@@ -26,7 +27,7 @@ from autoresearch.search.researchers.space import (
     tidy,
     to_unit,
 )
-from autoresearch.search.researchers.tpe import TpeResearcher, known_points
+from autoresearch.search.researchers.tpe import TpeResearcher, known_points, pruned_points
 from autoresearch.values.config import ResearcherSettings
 from autoresearch.values.constants import parse_constants
 from autoresearch.values.errors import UserError
@@ -245,6 +246,34 @@ def test_points_are_on_one_scale() -> None:
     assert [round(score, 6) for _, score in points] == [2.15, 1.95, 2.0, 2.4, 2.15]
     assert points[-1][0]["RATE"] == 0.024
     assert known_points(History(trials=trials[3:4])) == []
+
+
+def test_what_early_stop_ended_is_censored_data() -> None:
+    """No score is made up for it, and proposals keep away from where runs were ended."""
+    stop = make_run(1, "c", None, Purpose.SCREEN)
+    mark = {"second": 12.4, "loss": 5.5, "limit": 5.0, "is_spared": False}
+    stop = dataclasses.replace(stop, outcome=Outcome.STOPPED, early_stop=mark)
+    ended = Decision(verdict=Verdict.DISCARD, reason="stopped early")
+    history = make_history(25)
+    trials = tuple(
+        dataclasses.replace(t, decision=ended, runs=(stop,))
+        if t.parameters and not 0.02 < t.parameters["RATE"] < 0.5
+        else t
+        for t in history.trials
+    )
+    history = dataclasses.replace(history, trials=trials)
+    num_stopped = len(pruned_points(history))
+    assert num_stopped >= 5
+    assert {(second, loss) for _, second, loss in pruned_points(history)} == {(12, 5.5)}
+    assert len(known_points(history)) == 1 + 25 - num_stopped
+    rates = []
+    for seed in range(12):
+        proposal = TpeResearcher(seed=seed).propose(history, "base", SOURCE)
+        assert proposal.parameters is not None
+        if proposal.parameters["RATE"] != 0.02:
+            rates.append(proposal.parameters["RATE"])
+    assert len(rates) >= 3
+    assert sum(0.015 < rate < 0.6 for rate in rates) > len(rates) / 2  # of a draw: half
 
 
 def test_tpe_survives_other_ranges() -> None:

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 import mmap
 import os
 import sys
@@ -151,7 +152,8 @@ class Run:
         shown = late if self.device.type == "cuda" else self._late_loss
         values: dict[str, Any] = {"step": step, "elapsed_s": self.elapsed_s, **facts}
         if shown is not None:
-            values["loss"] = float(shown)
+            known = float(shown)
+            values["loss"] = known if math.isfinite(known) else str(known)  # NaN has no JSON
         values = {name: _plain(value) for name, value in values.items()}
         line = " | ".join(f"{name} {_short(value)}" for name, value in values.items())
         print(line, end="\r" if sys.stdout.isatty() else "\n", flush=True)

@@ -16,11 +16,13 @@ import psutil
 
 from autoresearch.referee.host import Host, RunSpec, Seat
 from autoresearch.referee.peer import PeerGone
+from autoresearch.referee.telemetry import Telemetry
 from autoresearch.system import nvml
 from autoresearch.system.clock import Drift
+from autoresearch.system.surroundings import Surroundings
 from autoresearch.values.errors import TrialFailed
 from autoresearch.values.records import Outcome
-from autoresearch.values.text import one_line, plain_values
+from autoresearch.values.text import one_line
 from autoresearch.wire.buffer import SharedBuffer
 from autoresearch.wire.channel import Message
 
@@ -31,7 +33,6 @@ LAST_WORDS_S = 2.0  # between a closed channel and the exit code
 MOST_PROCESSES = 512
 MOST_WEIGHTS_FRAC = 0.25  # of the memory that a candidate may use; scoring holds them several times
 MOST_MESSAGES_PER_S = 100.0
-MOST_REPORTED = 64  # different names of telemetry in one run
 
 Watch = Callable[
     [float, dict[str, Any]], str
@@ -53,7 +54,9 @@ class Training:
         self.candidate = seat.peer
         self.watch = watch
         self.weights = SharedBuffer.create("weights")
-        self.facts: dict[str, Any] = {"reported": {}, "budget_s": host.config.trial.budget_s}
+        budget_s = host.config.trial.budget_s
+        self.telemetry = Telemetry(budget_s)
+        self.facts: dict[str, Any] = {"reported": self.telemetry.reported, "budget_s": budget_s}
         self._spawned_at = host.clock.monotonic()
 
     def prepare(self) -> None:
@@ -66,7 +69,7 @@ class Training:
         self._wait("hello", limit)
         self._send("load", [self.weights.fd], **self.host.settings(self.spec, self.seat))
         body = self._wait("ready", limit)
-        self.facts["reported"].update(plain_values({"initial_sum": body.get("initial_sum")}))
+        self.telemetry.keep({"initial_sum": body.get("initial_sum")})
         self.facts["startup_s"] = self.host.clock.monotonic() - self._spawned_at
 
     def train(self) -> None:
@@ -80,6 +83,7 @@ class Training:
         budget_s = max(0.0, trial.budget_s - late_s)
         self.facts.update(budget_s=budget_s, at=clock.wall())
         drift = Drift(clock)
+        self.surroundings = Surroundings(self.host.device, clock)
         began = clock.monotonic()
         limit = began + budget_s + max(GRACE_S, GRACE_FRAC * budget_s)
         self._send("start", self.host.shard_fds, budget_s=budget_s)
@@ -88,10 +92,12 @@ class Training:
             body = self._wait("submit", limit, started_at=began)
         finally:
             self.facts["training_s"] = clock.monotonic() - began
+            self.facts["curve"] = self.telemetry.curve
+            self.facts["hardware"] = self._describe_surroundings()
             if drift.seconds() > MOST_DRIFT_S:
                 apart = f"the clocks ran apart by {drift.seconds():.1f} s"
                 raise TrialFailed(Outcome.DISTURBED, f"{apart}: the machine slept or was reset")
-        self._report(body.get("facts"))
+        self.telemetry.keep(body.get("facts"))
         if began + self.facts["training_s"] > limit:
             raise self._too_late("submit", limit - began)
 
@@ -126,6 +132,8 @@ class Training:
         while now <= limit:
             if now - polled_at >= POLL_S:
                 self._check_usage()
+                if started_at is not None:
+                    self.surroundings.sample()
                 polled_at = now
             message = self._receive(kind, min(POLL_S, limit - now))
             now = self.host.clock.monotonic()
@@ -141,6 +149,10 @@ class Training:
                 return message.body
             self._note(message.kind, message.body, started_at)
         raise self._too_late(kind, limit - began)
+
+    def _describe_surroundings(self) -> dict[str, Any]:
+        facts, jitter = self.surroundings.summary(), self.telemetry.step_jitter
+        return facts if jitter is None else {**facts, "step_jitter": round(jitter, 3)}
 
     def _receive(self, awaited: str, timeout_s: float) -> Message | None:
         try:
@@ -164,18 +176,13 @@ class Training:
         if kind == "failed":
             raise TrialFailed(Outcome.CRASH, f"train.py failed: {one_line(str(body.get('error')))}")
         if kind == "progress" and started_at is not None:
-            values = self._report(body.get("values"))
-            reason = self.watch(self.host.clock.monotonic() - started_at, values)
+            elapsed_s = self.host.clock.monotonic() - started_at
+            values = self.telemetry.note(elapsed_s, body.get("values"))
+            if self.telemetry.divergence and self.host.config.judge.early_stop != "off":
+                raise TrialFailed(Outcome.CRASH, self.telemetry.divergence)
+            reason = self.watch(elapsed_s, values)
             if reason:
-                raise TrialFailed(Outcome.INTERRUPTED, reason)
-
-    def _report(self, claimed: Any) -> dict[str, Any]:
-        """Keep telemetry, as far as there is room for its names."""
-        values, kept = plain_values(claimed), self.facts["reported"]
-        for name, value in values.items():
-            if name in kept or len(kept) < MOST_REPORTED:
-                kept[name] = value
-        return values
+                raise TrialFailed(Outcome.STOPPED, reason)
 
     def _memory_limit_bytes(self) -> float:
         limit_gb = self.host.config.trial.memory_gb

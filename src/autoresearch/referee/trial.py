@@ -80,12 +80,12 @@ class Referee:
             source_sha256=hashlib.sha256(spec.source.encode()).hexdigest(),
             sandbox=self.host.sandbox.level,
             device=self.host.device,
-            hardware=hardware.read_state(self.host.device),
+            hardware={**hardware.read_state(self.host.device), **facts.pop("hardware", {})},
             artifacts=spec.artifacts.name,
             total_s=self.host.clock.monotonic() - began,
             **facts,
         )
-        (spec.artifacts / "measurement.json").write_text(json.dumps(to_json(measurement), indent=1))
+        save_measurement(spec, measurement)
         return measurement
 
     def audit(self, run_id: int) -> dict[str, Any]:
@@ -210,6 +210,12 @@ class Referee:
         )
         if failures:
             raise AutoresearchError("; ".join(failures))
+
+
+def save_measurement(spec: RunSpec, measurement: Measurement) -> None:
+    """Write the measurement beside what it was made from, over an earlier one."""
+    text = json.dumps(to_json(measurement), indent=1)
+    (spec.artifacts / "measurement.json").write_text(text)
 
 
 def raise_finding(report: dict[str, Any]) -> None:

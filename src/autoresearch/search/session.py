@@ -13,8 +13,10 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from autoresearch.referee.host import RunSpec
-from autoresearch.referee.trial import Referee
+from autoresearch.referee.trial import Referee, save_measurement
 from autoresearch.search.branch import Branch
+from autoresearch.search.disturbance import set_aside
+from autoresearch.search.early_stop import EarlyStop, judge_stopped, stops_too_much
 from autoresearch.search.history import History
 from autoresearch.search.hook import run_hook
 from autoresearch.search.judge import (
@@ -94,6 +96,7 @@ class Session:
         self.researcher = researcher
         self.observer = observer
         self.artifacts = artifacts
+        self.early_stop = EarlyStop(config.judge, config.trial.budget_s)
         self.interrupts = Interrupts()
         self._began = referee.host.clock.monotonic()
 
@@ -204,6 +207,8 @@ class Session:
             if last == [Outcome.DISTURBED] * DISTURBED_RERUNS:
                 reason = f"not judged: the machine was disturbed {len(last)} times in a row"
                 return Decision(verdict=Verdict.DISCARD, reason=reason)
+            if stopped := judge_stopped(trial.runs):
+                return stopped
             step = next_step(
                 self.config.judge,
                 measure_noise(history, self._is_paired),
@@ -271,7 +276,8 @@ class Session:
         trial: Trial | None = None,
         is_audited: bool = False,
     ) -> Measurement:
-        """One run, recorded; again where the machine was disturbed."""
+        """One run, recorded; again, with the same seed, where the machine was disturbed."""
+        seed = secrets.randbits(31)
         for _ in range(DISTURBED_RERUNS):
             self.observer.run_started(purpose, why)
             run_id = self.history.next_run_id
@@ -280,12 +286,15 @@ class Session:
                 source=self.branch.read(commit),
                 commit=commit,
                 purpose=purpose,
-                seed=secrets.randbits(31),
+                seed=seed,
                 artifacts=self.artifacts / f"{run_id:06d}",
                 is_audited=is_audited,
                 cache_parent=trial.parent if trial else commit,
             )
-            measurement = self.referee.run(spec, self._watch)
+            self.early_stop.begin(self.history, purpose)
+            measurement = self.early_stop.sign(self.referee.run(spec, self._watch))
+            measurement = set_aside(self.config.disturbed, measurement, self.history.runs)
+            save_measurement(spec, measurement)
             if trial:
                 patch = self.branch.diff(trial.parent, trial.commit)
                 (spec.artifacts / "diff.patch").write_text(patch, encoding="utf-8")
@@ -300,7 +309,7 @@ class Session:
 
     def _watch(self, elapsed_s: float, telemetry: dict[str, Any]) -> str:
         self.observer.progress(elapsed_s, telemetry)
-        return ""
+        return self.early_stop.look(elapsed_s, telemetry)
 
     def _settle(self, trial: Trial, decision: Decision) -> None:
         """Write the verdict down; where it is `keep`, the branch follows."""
@@ -316,6 +325,8 @@ class Session:
             facts = {"trial": trial.trial_id, "commit": trial.commit, "val_bpb": decision.val_bpb}
             self._hook(self.config.session.on_keep, "keep", facts)
         self.observer.trial_closed(self._trial(trial.trial_id), self.history)
+        if too_much := stops_too_much(self.history):
+            self._note("early_stop", too_much)
 
     def _interrupt(self) -> None:
         """A person does not want to wait: the trial in hand is recorded as interrupted."""

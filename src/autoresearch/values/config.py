@@ -90,6 +90,25 @@ class JudgeSettings:
     )
     floor_bpb: float = _field(0.3, "scores under this are rerun with the full audit", low=0)
     audit_frac: float = _field(0.1, "share of runs audited beside those about to be kept", low=0)
+    early_stop: str = _field("on", "end runs whose training loss is hopeless", ("on", "off"))
+    early_stop_curves: int = _field(
+        20, "finished runs of good commits that early stop waits for", low=6
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DisturbedSettings:
+    """When the machine was not fit to measure: such a run is made again, three times at most."""
+
+    rerun: str = _field("on", "make disturbed runs again", ("on", "off"))
+    load_percent: float = _field(50.0, "more of the usable cores used by others than usual", low=0)
+    steal_percent: float = _field(10.0, "more taken by other virtual machines than usual", low=0)
+    throttled_percent: float = _field(
+        5.0, "more of the time slowed by heat or a power brake than usual", low=0
+    )
+    jitter_factor: float = _field(
+        3.0, "times as uneven steps as usual, where others use more too", low=1
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -133,6 +152,7 @@ class Config:
     trial: TrialSettings = field(default_factory=TrialSettings)
     sandbox: SandboxSettings = field(default_factory=SandboxSettings)
     judge: JudgeSettings = field(default_factory=JudgeSettings)
+    disturbed: DisturbedSettings = field(default_factory=DisturbedSettings)
     researcher: ResearcherSettings = field(default_factory=ResearcherSettings)
     session: SessionSettings = field(default_factory=SessionSettings)
     artifacts: ArtifactSettings = field(default_factory=ArtifactSettings)

@@ -24,6 +24,7 @@ class Outcome(StrEnum):
     DISTURBED = (
         "disturbed"  # the machine slept, or was otherwise not fit to measure: rerun, never judged
     )
+    STOPPED = "stopped"  # by early stop: it promised nothing, and what it is worth is not known
     INTERRUPTED = "interrupted"
 
 
@@ -97,6 +98,8 @@ class Measurement:
     audit: dict[str, Any] = field(default_factory=dict)
     hardware: dict[str, Any] = field(default_factory=dict)
     reported: dict[str, Any] = field(default_factory=dict)
+    curve: tuple[tuple[float, float], ...] = ()  # second, training loss as reported; some 40 points
+    early_stop: dict[str, Any] = field(default_factory=dict)  # where the rule marked it, if it did
     artifacts: str = ""  # folder, relative to the workspace
 
     @property
@@ -145,9 +148,9 @@ def measurement_from_json(body: dict[str, Any]) -> Measurement:
 
     Unknown keys are an error, not a surprise later.
     """
-    return Measurement(
-        **{**body, "purpose": Purpose(body["purpose"]), "outcome": Outcome(body["outcome"])}
-    )
+    curve = tuple((second, loss) for second, loss in body.get("curve", ()))
+    enums = {"purpose": Purpose(body["purpose"]), "outcome": Outcome(body["outcome"])}
+    return Measurement(**{**body, **enums, "curve": curve})
 
 
 def decision_from_json(body: dict[str, Any]) -> Decision:

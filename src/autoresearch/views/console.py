@@ -16,11 +16,12 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from autoresearch.search.early_stop import count_false_kills
 from autoresearch.search.history import History
 from autoresearch.search.noise import Noise
 from autoresearch.values.config import Config
-from autoresearch.values.records import Trial, Verdict
-from autoresearch.views.digest import Digest, measure, score_trial, verdict_of
+from autoresearch.values.records import Trial, Verdict, to_json
+from autoresearch.views.digest import Digest, early_stop_words, measure, score_trial, verdict_of
 from autoresearch.views.text import (
     bpb,
     clean,
@@ -112,6 +113,7 @@ def status_json(history: History, noise: Noise, config: Config, last: int) -> di
         "trials": digest.num_closed,
         "verdicts": {verdict.value: count for verdict, count in digest.counts.items()},
         "runs": digest.num_runs,
+        "early_stop": to_json(count_false_kills(history)),
         "trials_per_hour": digest.trials_per_hour,
         "active_s": digest.active_s,
         "last_trials": [trial_json(trial) for trial in trials],
@@ -182,6 +184,8 @@ def _status_rows(history: History, digest: Digest, config: Config) -> list[tuple
         rows.append(("gain", f"{signed(digest.gain_bpb)}  ({share}{more})"))
     counts = f": {count_verdicts(digest.counts)}" if digest.counts else ""
     rows.append(("trials", f"{digest.num_closed}{counts}"))
+    if stops := early_stop_words(history):
+        rows.append(("early stop", stops))
     if digest.trials_per_hour:
         pace = f"{digest.trials_per_hour:.1f} trials an hour, {plural(digest.num_runs, 'run')}"
         rows.append(("pace", f"{pace} in {duration(digest.active_s)}"))

@@ -17,6 +17,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from autoresearch.search.early_stop import count_false_kills
 from autoresearch.search.history import FRESH, History
 from autoresearch.search.noise import Noise, has_score, measure_noise, score_of, should_pair
 from autoresearch.values.config import Config
@@ -140,6 +141,21 @@ def find_noise(history: History, config: Config) -> Noise:
     """The noise as the judge sees it: of single runs, or of pairs."""
     device = history.runs[-1].device if history.runs else config.trial.device
     return measure_noise(history, should_pair(config.judge, device, history))
+
+
+def early_stop_words(history: History) -> str:
+    """What early stop ended, and how often it was wrong where that was looked at; "" for nothing.
+
+    Wrong is a mark on a run that, gone on to its end, earned a second one.
+    """
+    kills = count_false_kills(history)
+    if not kills.num_stopped + kills.num_spared:
+        return ""
+    words = f"{kills.num_stopped} ended early"
+    if not kills.num_spared:
+        return f"{words}; no marked run has gone on to its end yet: false kills unknown"
+    chance = f"95 % interval {kills.low:.0%} to {kills.high:.0%}"
+    return f"{words}; false kills {kills.num_wrong} of {kills.num_spared} that ran on ({chance})"
 
 
 def measure(history: History, noise: Noise) -> Digest:

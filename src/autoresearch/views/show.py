@@ -155,7 +155,8 @@ def _print_run_details(console: Console, run: Measurement, runs_folder: Path) ->
                 f"{run.weight_bytes / 2**20:.1f} MiB, sha256 {clean(run.weights_sha256)[:16]}",
             )
         )
-    for name, values in (("audit", run.audit), ("hardware", run.hardware)):
+    figures = (("audit", run.audit), ("hardware", run.hardware), ("early stop", run.early_stop))
+    for name, values in figures:
         if values:
             rows.append((name, _pairs(values)))
     if run.reported:

@@ -9,6 +9,7 @@ import datetime
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 
+from autoresearch.search.early_stop import interval, is_switched_off, replay
 from autoresearch.search.history import History
 from autoresearch.search.noise import Noise
 from autoresearch.values.config import Config
@@ -17,6 +18,7 @@ from autoresearch.views.digest import (
     FAILED,
     Digest,
     closed_trials,
+    early_stop_words,
     kept_trials,
     measure,
     score_trial,
@@ -48,6 +50,7 @@ def summary_markdown(history: History, noise: Noise, config: Config) -> str:
         _near_misses(history),
         _tried(history),
         _failed(history),
+        _early_stop(history, config),
         _machine(history, digest),
         _next_steps(history, digest),
     ]
@@ -230,6 +233,24 @@ def _failed(history: History) -> list[str]:
         lines.append(f"- {verdict}, {plural(len(ids), 'trial')} ({some}): {reason}")
     if len(ordered) > _ROWS:
         lines.append(f"- and {len(ordered) - _ROWS} other reasons")
+    return lines
+
+
+def _early_stop(history: History, config: Config) -> list[str]:
+    words = early_stop_words(history)
+    if not words:
+        return []
+    lines = ["## Early stop", "", f"- {words}"]
+    fewest = config.judge.early_stop_curves
+    num_good, num_marked = replay(history, config.trial.budget_s, fewest)
+    if num_good:
+        low, high = interval(num_marked, num_good)
+        lines.append(
+            f"- Of {num_good} good curves, each held against the others, the rule marks "
+            f"{num_marked} (95 % interval {low:.0%} to {high:.0%})"
+        )
+    if is_switched_off(history):
+        lines.append("- It switched itself off in the last session: it ended too many trials")
     return lines
 
 

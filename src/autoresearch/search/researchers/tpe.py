@@ -9,6 +9,10 @@ draws of all constants from their ranges, which leave a poor start faster. From 
 estimator chooses the values of such a random share, seeing only the constants that are to move. On
 a noisy quadratic in the constants of our train.py this share closed more than twice as much of the
 gap in 40 trials as joint draws did (runs/tpe_table.py, with steps alone in the first trials).
+
+A run that early stop ended has no score, and none is made up: it is worse than the good ones, by
+how much nobody knows. The study gets it as a pruned trial with the loss it had, which the estimator
+ranks behind every trial with a score.
 """
 
 from __future__ import annotations
@@ -29,14 +33,15 @@ from autoresearch.search.researchers.space import (
     tidy,
 )
 from autoresearch.values.constants import Constant
-from autoresearch.values.records import Proposal, Trial, Verdict
+from autoresearch.values.records import Outcome, Proposal, Trial, Verdict
 
 _NUM_FIRST = 8  # trials before the estimator takes over: steps and draws in turn
 _MOVED_FRAC = (1 / 4, 2 / 3)  # of the constants, in one proposal
 _CRASH_PERCENTILE = 90  # of all scores: what a run without a score counts as
 _FAILED = (Verdict.CRASH, Verdict.TIMEOUT)
 
-Point = tuple[Mapping[str, Any], float]
+Point = tuple[Mapping[str, Any], float]  # constants and score
+Pruned = tuple[Mapping[str, Any], int, float]  # constants, second of the end, loss at the time
 
 
 class TpeResearcher:
@@ -51,17 +56,18 @@ class TpeResearcher:
         """Some constants moved from the champion's values."""
         constants = searchable_constants(champion_source)
         rng = random.Random(f"{self._seed}/{history.num_proposals}")  # noqa: S311 - no secret
-        points = known_points(history)
+        points, pruned = known_points(history), pruned_points(history)
+        num_known = len(points) + len(pruned)
         least, most = (max(1, round(frac * len(constants))) for frac in _MOVED_FRAC)
 
         def draw_values() -> dict[str, Any]:
-            if len(points) <= _NUM_FIRST and history.num_proposals % 2:
+            if num_known <= _NUM_FIRST and history.num_proposals % 2:
                 return {name: draw(constant, rng) for name, constant in constants.items()}
             names = rng.sample(sorted(constants), rng.randint(least, most))
             moved = {name: constants[name] for name in names}
-            if len(points) <= _NUM_FIRST:
+            if num_known <= _NUM_FIRST:
                 return {name: step(constant, rng) for name, constant in moved.items()}
-            return _suggest(moved, points, rng.getrandbits(31))
+            return _suggest(moved, points, pruned, rng.getrandbits(31))
 
         return propose_values(self.name, history, (champion_commit, champion_source), draw_values)
 
@@ -93,6 +99,16 @@ def known_points(history: History) -> list[Point]:
     return points
 
 
+def pruned_points(history: History) -> list[Pruned]:
+    """What early stop ended, with the loss that it was ended for."""
+    return [
+        (trial.parameters, round(run.early_stop["second"]), run.early_stop["loss"])
+        for trial in history.trials
+        for run in trial.runs
+        if trial.parameters is not None and run.outcome is Outcome.STOPPED and run.early_stop
+    ]
+
+
 def _fresh_means(history: History) -> dict[str, float]:
     scores: dict[str, list[float]] = {}
     for run in history.runs:
@@ -112,7 +128,9 @@ def _trial_score(trial: Trial, means: Mapping[str, float]) -> float | None:
     return decision.val_bpb
 
 
-def _suggest(moved: Mapping[str, Constant], points: list[Point], seed: int) -> dict[str, Any]:
+def _suggest(
+    moved: Mapping[str, Constant], points: list[Point], pruned: list[Pruned], seed: int
+) -> dict[str, Any]:
     """Values that TPE expects to score well, out of what is known about these constants."""
     import optuna
 
@@ -124,13 +142,18 @@ def _suggest(moved: Mapping[str, Constant], points: list[Point], seed: int) -> d
             sampler = optuna.samplers.TPESampler(multivariate=True, n_startup_trials=0, seed=seed)
             study = optuna.create_study(direction="minimize", sampler=sampler)
             ranges = {name: _distribution(constant) for name, constant in moved.items()}
-            for parameters, score in points:
+            known: list[tuple[Mapping[str, Any], dict[str, Any]]] = [
+                (parameters, {"value": score}) for parameters, score in points
+            ]
+            state = optuna.trial.TrialState.PRUNED
+            for parameters, second, loss in pruned:
+                known.append((parameters, {"state": state, "intermediate_values": {second: loss}}))
+            for parameters, result in known:
                 values = _fit(moved, parameters)
                 if values is not None:
-                    trial = optuna.trial.create_trial(
-                        params=values, distributions=ranges, value=score
+                    study.add_trial(
+                        optuna.trial.create_trial(params=values, distributions=ranges, **result)
                     )
-                    study.add_trial(trial)
             chosen = study.ask(fixed_distributions=ranges).params
     finally:
         optuna.logging.set_verbosity(verbosity)
