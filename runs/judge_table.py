@@ -2,12 +2,14 @@
 
 Hardware: one CPU core. Time: about 5 seconds. Expected figures: the table at the end of this text.
 
-Noise is Gaussian with a sigma of 1 and without drift; runs are compared unpaired. What proposals
-are worth is not known for any real researcher, so four guesses are simulated (in sigmas of a run):
+Noise is Gaussian without drift, with a sigma of 1 that is known; runs are compared unpaired. What
+proposals are worth no one knows for a real researcher: four guesses, in sigmas of a run.
   steps     a tenth of the proposals gain (exponential, mean 1), the rest lose (mean 2)
   fading    a fifth gain (mean 2), both rarer and smaller as 8 sigmas of possible gain are used up
   draws     every proposal is a new point, worth N(+4, 2) against the baseline: a random search
   nothing   no proposal changes anything (A/A): every keep is false
+Greedy begins with one run of the baseline; a session of the package begins with the best of its
+calibration runs, where six of them bring the 4.17 keeps of `nothing` down to 2.79 (runs/aa.py).
 Columns: keeps; share of keeps that are not better than the champion they replaced; true gain of the
 final champion; how much its score in the record is too good (greedy: the run that kept it; screen:
 the deciding run, and the mean of its fresh runs); runs beside the 100 screens, for replicates, for

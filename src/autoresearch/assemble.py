@@ -18,9 +18,10 @@ from autoresearch.referee.training import Watch, never_stop
 from autoresearch.referee.trial import Referee
 from autoresearch.search.branch import Branch
 from autoresearch.search.ledger import Ledger
+from autoresearch.search.observer import Observer
 from autoresearch.search.researchers import Researcher, make_researcher
 from autoresearch.search.researchers.hand import HandResearcher
-from autoresearch.search.session import Observer, Session
+from autoresearch.search.session import Session
 from autoresearch.system import hardware
 from autoresearch.system.clock import Clock, SystemClock
 from autoresearch.system.files import cache_home

@@ -43,7 +43,8 @@ class FakeReferee:
     def __init__(self) -> None:
         clock = FakeClock()
         cache = SimpleNamespace(keep=lambda *_: None, sweep=lambda: None)
-        self.host = SimpleNamespace(clock=clock, device="cuda:0", cache=cache)
+        sandbox = SimpleNamespace(level="bubblewrap")
+        self.host = SimpleNamespace(clock=clock, device="cuda:0", cache=cache, sandbox=sandbox)
         self.scoring = SimpleNamespace(limit_s=600.0)
         self.saved: list[int] = []
         self.audited: list[int] = []
@@ -114,7 +115,11 @@ class Bench:
         self.repository.commit_files(["train.py"], "start")
         self.referee = FakeReferee()
         self.watcher = Watcher()
-        self.config = override(Config(), judge={"audit_frac": 0.0, "implausible_gain_frac": 0.9})
+        self.config = override(
+            Config(),
+            judge={"audit_frac": 0.0, "implausible_gain_frac": 0.9},
+            confirm={"at_end": False, "every_keeps": 0},
+        )
 
     def run(self, *edits: dict[str, Any], **session: Any) -> str:
         """One session over a script of constants; why it ended."""

@@ -6,6 +6,7 @@ from the ledger.
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -106,6 +107,7 @@ def main() -> None:
         lab.host.config,
         judge={"policy": "greedy", "calibration_runs": 2, "implausible_gain_frac": 9.0},
         session={"max_trials": max_trials, "tag": "kill"},
+        confirm={"at_end": "DRIVE_CONFIRMS" in os.environ, "runs": 3},
     )
     lab.host.config = config
     branch = Branch(repository, "kill")

@@ -46,7 +46,8 @@ def small_config(**trial: Any) -> Config:
     """Settings that make a run of the stub take half a second."""
     settings = {"budget_s": 5.0, "threads": 1, "score_rows_per_chunk": 8, "device": "cpu"}
     data = {"vocab_size": VOCAB, "context": CONTEXT}
-    return override(Config(), trial={**settings, **trial}, data=data)
+    asked = {"at_end": False, "every_keeps": 0}  # a session confirms only in tests of that
+    return override(Config(), trial={**settings, **trial}, data=data, confirm=asked)
 
 
 def make_dataset(folder: Path, num_train: int = 240, num_validation: int = 96) -> Dataset:

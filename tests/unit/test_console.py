@@ -16,7 +16,16 @@ from autoresearch.search.history import History
 from autoresearch.search.noise import Noise
 from autoresearch.values.config import Config, override
 from autoresearch.values.errors import UserError
-from autoresearch.values.records import Measurement, Outcome, Purpose, Trial, to_json
+from autoresearch.values.records import (
+    Confirmation,
+    Decision,
+    Measurement,
+    Outcome,
+    Purpose,
+    Trial,
+    Verdict,
+    to_json,
+)
 from autoresearch.views.artifacts import export_trial
 from autoresearch.views.console import (
     diff_text,
@@ -141,6 +150,20 @@ def test_status_tells_what_early_stop_did(history: History, noise: Noise) -> Non
     console = _console()
     print_status(console, dataclasses.replace(history, trials=tuple(trials)), noise, Config(), 1)
     assert "false kills 0 of 1 that ran on (95 % interval 0% to 98%)" in _text(console)
+
+
+def test_status_tells_the_last_confirmation(history: History, noise: Noise) -> None:
+    """Its verdict and its reason; as JSON, all of them."""
+    decision = Decision(verdict=Verdict.UNCONFIRMED, reason="no gain. The holdout was not asked")
+    done = Confirmation(
+        number=1, champion="1" * 40, reference="b" * 40, trial_id=1, at=0.0, decision=decision
+    )
+    told = dataclasses.replace(history, confirmations=(done,))
+    console = _console()
+    print_status(console, told, noise, Config(), last=0)
+    assert "unconfirmed  no gain. The holdout was not asked" in _text(console)
+    (facts,) = status_json(told, noise, Config(), 1)["confirmations"]
+    assert (facts["verdict"], facts["asked_holdout"], facts["trial"]) == ("unconfirmed", False, 1)
 
 
 def test_status_json_is_plain(history: History, noise: Noise) -> None:

@@ -661,3 +661,83 @@ def test_no_mixture_with_a_nan_is_ever_kept(
     if isinstance(answer, Decision) and answer.verdict is Verdict.KEEP:
         assert all(math.isfinite(score) for score in scores)
         assert 2.0 in champion
+
+
+THREE = st.lists(SCORES, min_size=3, max_size=3)
+
+
+@given(scores=st.lists(st.tuples(st.booleans(), SCORES), min_size=2, max_size=12))
+@settings(max_examples=60, deadline=None)
+def test_the_estimate_over_pairs_is_antisymmetric(scores: list[tuple[bool, float]]) -> None:
+    """The mean over pairs with the arms' names exchanged is the same figure, negative."""
+    runs = [make_run(n, score) for n, (_, score) in enumerate(scores)]
+    arms: dict[bool, list[Measurement]] = {True: [], False: []}
+    for run, (is_ours, _) in zip(runs, scores, strict=True):
+        arms[is_ours].append(run)
+
+    def estimate(ours: list[Measurement], theirs: list[Measurement]) -> float:
+        pairs = find_pairs(ours, theirs, 15.0)
+        values = [(a.val_bpb or 0.0, b.val_bpb or 0.0) for a, b in pairs]
+        return estimate_gain([a for a, _ in values], [b for _, b in values]) if values else 0.0
+
+    assert estimate(arms[True], arms[False]) == -estimate(arms[False], arms[True])
+
+
+@given(champion=THREE, candidate=THREE, which=st.integers(0, 2), shrink=st.floats(0.01, 1))
+@pytest.mark.parametrize("is_paired", [True, False])
+@settings(max_examples=60, deadline=None)
+def test_a_simplification_that_scores_lower_never_does_worse(
+    is_paired: bool, champion: list[float], candidate: list[float], which: int, shrink: float
+) -> None:
+    """Of the runs of a simplification any may be lowered. Not so where results are too good to be
+    believed: those must agree among themselves, so one lower run alone can cost the verdict.
+    """
+    rules = dataclasses.replace(RULES, implausible_gain_frac=1e9)
+    arm = [make_run(2 * n, score) for n, score in enumerate(champion)]
+
+    def judge(scores: list[float]) -> int:
+        runs = [replicate(2 * n + 1, score) for n, score in enumerate(scores)]
+        return rank(next_step(rules, NOISE, arm, runs, is_paired=is_paired, is_simplification=True))
+
+    lower = [s * shrink if n == which else s for n, s in enumerate(candidate)]
+    assert judge(lower) >= judge(candidate)
+
+
+@given(champion=THREE, candidate=THREE, order=st.randoms(use_true_random=False))
+@settings(max_examples=60, deadline=None)
+def test_fresh_runs_of_a_candidate_may_come_in_any_order(
+    champion: list[float], candidate: list[float], order: random.Random
+) -> None:
+    """Unpaired, the three runs of a simplification are exchangeable. A first and a second run are
+    not: the first lets the second be made, whatever the second would have said.
+    """
+    arm = [make_run(n, score) for n, score in enumerate(champion)]
+
+    def judge(scores: list[float]) -> Need | Decision:
+        runs = [replicate(9 + n, score) for n, score in enumerate(scores)]
+        return next_step(RULES, NOISE, arm, runs, is_simplification=True)
+
+    assert judge(order.sample(candidate, 3)) == judge(candidate)
+
+
+@given(
+    champion=st.lists(SCORES, min_size=4, max_size=8),
+    others=st.lists(SCORES, min_size=8, max_size=8),
+    first=SCORES,
+    second=SCORES,
+)
+@settings(max_examples=60, deadline=None)
+def test_in_pairs_only_neighbours_count(
+    champion: list[float], others: list[float], first: float, second: float
+) -> None:
+    """Paired, time is part of the measurement, so runs of an arm are not exchangeable. What holds:
+    a champion run that is no neighbour of a candidate run may have any score.
+    """
+    runs = [screen(20, first), replicate(22, second)]
+    beside = [make_run(n, score) for n, score in zip((19, 21, 23), champion, strict=False)]
+
+    def judge(far: list[float]) -> Need | Decision:
+        early = [make_run(n, score) for n, score in enumerate(far, start=1)]
+        return next_step(RULES, PAIRED, [*early, *beside], runs, is_paired=True, now=240.0)
+
+    assert judge(others[: len(champion)]) == judge(champion)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from autoresearch.search.history import History, RefusedProposal
 from autoresearch.search.noise import Noise
 from autoresearch.values.config import Config, override
-from autoresearch.values.records import Decision, Outcome, Purpose, Verdict
+from autoresearch.values.records import Confirmation, Decision, Outcome, Purpose, Verdict
 from autoresearch.views import plot
 from autoresearch.views.digest import active_seconds, measure, score_trial
 from autoresearch.views.report import results_tsv, write_report
@@ -43,7 +43,7 @@ Champion: `1111111`, trial 1.
 - Measured with 6 runs of the baseline and 2 runs of the champion.
 - The gain is 0.1800 with a standard error of 0.0082: 22.0 standard errors.
 - Baseline and champion ran at different times: drift is part of the difference.
-- All on validation text, which selected the champion; the holdout was not asked.
+- The champion is not confirmed: all of this is on validation text, which selected it.
 
 ![val_bpb of every trial](progress.png)
 
@@ -82,6 +82,7 @@ Champion: `1111111`, trial 1.
 
 ## What to do next
 
+- Check it on fresh runs and the sealed text: `autoresearch confirm`.
 - Read what changed: `autoresearch diff champion`.
 - Let it write: `autoresearch sample`. Take it along: `autoresearch export champion FOLDER`.
 - Go on where it stopped: `autoresearch run`.
@@ -100,6 +101,33 @@ def test_results_tsv_to_the_letter(history: History) -> None:
 def test_summary_to_the_letter(history: History, noise: Noise) -> None:
     """Every section that a session of all verdicts has."""
     assert summary_markdown(history, noise, Config()) == SUMMARY
+
+
+def test_a_champion_that_turned_out_worse_is_higher(history: History, noise: Noise) -> None:
+    """No minus sign before "lower", and no gain that is a loss."""
+    drifted = tuple(
+        dataclasses.replace(run, val_bpb=run.val_bpb + 0.5)
+        if run.purpose is Purpose.CHAMPION and run.val_bpb
+        else run
+        for run in history.runs
+    )
+    page = summary_markdown(dataclasses.replace(history, runs=drifted), noise, Config())
+    assert "**val_bpb 2.3000 to 2.6200: 13.91 % higher.**" in page
+    assert "kept by luck, or the machine has become slower" in page
+    assert "- The loss is 0.3200 with a standard error of" in page
+    assert "-13" not in page
+
+
+def test_confirmations_are_told(history: History, noise: Noise) -> None:
+    """Each with its reason; a confirmed champion is not asked for again."""
+    verdict = Decision(verdict=Verdict.CONFIRMED, reason="it is better. The sealed holdout agrees")
+    done = Confirmation(
+        number=1, champion="1" * 40, reference="b" * 40, trial_id=1, at=0.0, decision=verdict
+    )
+    page = summary_markdown(dataclasses.replace(history, confirmations=(done,)), noise, Config())
+    assert "- **confirmed**, trial 1: it is better. The sealed holdout agrees." in page
+    assert "not confirmed" not in page
+    assert "autoresearch confirm" not in page
 
 
 def test_results_tsv_of_nothing() -> None:

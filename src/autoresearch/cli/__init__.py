@@ -1,10 +1,10 @@
 """The command line. Each command opens what it needs, calls one function, prints the result.
 
-`work` holds the commands that change something, `look` those that only show, `mcp_server` the one
-for agents, `options` what they share. Everything heavy is imported inside the commands, so that
-`autoresearch --help` answers at once. Exit codes: 0 ok, 1 failed, 2 usage or configuration, 3 trust
-violation, 130 interrupted. With --json, standard output holds one JSON document and nothing else;
-progress goes to standard error.
+`work` holds the commands that change something, `claims` the one that checks a champion, `look`
+those that only show, `mcp_server` the one for agents, `options` what they share. Everything heavy
+is imported inside the commands, so that `autoresearch --help` answers at once. Exit codes: 0 ok, 1
+failed, 2 usage or configuration, 3 trust violation, 130 interrupted. With --json, standard output
+holds one JSON document and nothing else; progress goes to standard error.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Annotated
 
 import typer
 
-from autoresearch.cli import look, work
+from autoresearch.cli import claims, look, work
 from autoresearch.cli.mcp_server import mcp
 from autoresearch.values.errors import AutoresearchError
 
@@ -37,8 +37,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 _COMMANDS: tuple[Callable[..., None], ...] = (
-    *(work.demo, work.init, work.prepare, work.run, work.train, work.replay, look.sample),
-    *(look.status, look.verify, look.report, look.show, look.diff, look.export),
+    *(work.demo, work.init, work.prepare, work.run, work.train, work.replay, claims.confirm),
+    *(look.sample, look.status, look.verify, look.report, look.show, look.diff, look.export),
     *(work.gc, look.doctor, mcp),
 )
 for _command in _COMMANDS:

@@ -178,13 +178,11 @@ def _add_views(app: MCPServer[Any], workspace: Workspace) -> None:
     @app.tool()
     def champion() -> dict[str, Any]:
         """The champion's commit, mean val_bpb and train.py."""
-        from autoresearch.search.session import champion_bpb
-
         history = _read(workspace)[0]
         source = _champion_source(workspace)
         return {
             "commit": history.champion,
-            "val_bpb": champion_bpb(history),
+            "val_bpb": history.champion_bpb,
             "train_py": source,
         }
 

@@ -11,8 +11,9 @@ the noise of its kernels. Three things can differ:
   used other rows, memory or adaptation, for a lone fresh look at the same text does worse;
 * both ways without a gain: scoring that does not repeat is no cheat, and no measurement either.
 
-The cut arm is judged by the control arm's spread, so that a leak in a few rows stands out. Units:
-nats.
+The cut arm is judged by the control arm's spread, so that a leak in a few rows stands out, in a
+one-sided t test. The spread over so many tokens is looked for all over the control rows: routers
+and kernels may differ rarely but then much. Units: nats.
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ CONTROL_FRAC = 0.25
 GAIN_SIGMAS = 6.0
 LEAST_GAIN_NATS = 5e-4  # a mean gain under this could not move a verdict
 LEAST_NOISE_NATS = 2e-4  # float32 kernels differ by about this between batches
+MOST_CHANCE = 1e-6  # that noise alone reaches GAIN_SIGMAS, in each test of an audit
+ODD_FRAC = 0.00625  # of the cut rows, left out at either end: a router's rare flip is no leak
 UNREPEATABLE_NATS = 0.1  # mean absolute difference on equal text
 
 
@@ -84,6 +87,8 @@ def make_decoys(rows: NDArray[np.int32], chunk_rows: int, seed: int) -> Decoys:
 
 def compare(first: NDArray[np.float32], second: NDArray[np.float32], decoys: Decoys) -> AuditReport:
     """Judge the nats (n, context) of the same targets in the two presentations."""
+    from scipy.stats import trim_mean
+
     gains = {}
     for near in (*NEAR_TOKENS, 0):
         gains[str(near or "all")] = _row_gains(first, second, decoys.cut, near)
@@ -93,8 +98,9 @@ def compare(first: NDArray[np.float32], second: NDArray[np.float32], decoys: Dec
     cut_gain, cut_sigmas = {}, {}
     for group, gain in gains.items():
         cut_arm = gain[~decoys.is_control]
-        cut_gain[group] = float(cut_arm.mean())
-        noise = _standard_error(gain[decoys.is_control], len(cut_arm))
+        cut_gain[group] = float(trim_mean(cut_arm, ODD_FRAC))
+        windows = _windows((second.astype(np.float64) - first)[decoys.is_control], group)
+        noise = _standard_error(gain[decoys.is_control], len(cut_arm), windows)
         cut_sigmas[group] = cut_gain[group] / noise
     difference = _control_difference(first, second, decoys)
     report = AuditReport(
@@ -116,17 +122,37 @@ def _row_gains(
 
     Column t predicts token t + 1.
     """
-    gain = second.astype(np.float64) - first
-    ends = cut
-    starts = np.maximum(0, ends - near) if near else np.zeros_like(ends)
-    return np.array(
-        [gain[i, a:b].mean() for i, (a, b) in enumerate(zip(starts, ends, strict=True))]
-    )
+    sums = np.cumsum(second.astype(np.float64) - first, axis=1)
+    sums = np.pad(sums, ((0, 0), (1, 0)))
+    starts = np.maximum(0, cut - near) if near else np.zeros_like(cut)
+    row = np.arange(len(cut))
+    gains: NDArray[np.float64] = (sums[row, cut] - sums[row, starts]) / (cut - starts)
+    return gains
 
 
-def _standard_error(noise: NDArray[np.float64], count: int) -> float:
-    spread = float(noise.std(ddof=1)) if len(noise) > 1 else 0.0
-    return max(spread, LEAST_NOISE_NATS) / float(np.sqrt(count))
+def _windows(gain: NDArray[np.float64], group: str) -> NDArray[np.float64]:
+    """Mean gains over stretches of a group's length, side by side all over whole rows."""
+    width = gain.shape[1] if group == "all" else min(int(group), gain.shape[1])
+    num = gain.shape[1] // width
+    means: NDArray[np.float64] = gain[:, : num * width].reshape(-1, width).mean(axis=1)
+    return means
+
+
+def _standard_error(
+    noise: NDArray[np.float64], count: int, more: NDArray[np.float64] | None = None
+) -> float:
+    """Of a mean over `count` rows, from a sample of what they may do; `more` may spread further.
+
+    Few rows say little of their own spread, so it is widened: Student's t with their degrees of
+    freedom passes GAIN_SIGMAS with the chance MOST_CHANCE.
+    """
+    from scipy.stats import t as student
+
+    if len(noise) < 2:
+        return float("inf")
+    spread = max(float(arm.std(ddof=1)) for arm in (noise, noise if more is None else more))
+    widened = float(student.isf(MOST_CHANCE, len(noise) - 1)) / GAIN_SIGMAS
+    return max(spread, LEAST_NOISE_NATS) * widened / float(np.sqrt(count))
 
 
 def _control_difference(

@@ -7,8 +7,11 @@ float64. The presenter is free to scribble over the buffer afterwards. Every pre
 buffers that no earlier one has seen, so that no presenter can leave a note for the next. Nats a
 token of the last presentations stay here, for the audit to compare with.
 
-Messages in: load, prepare, score, audit, generate. Out: ready, prepared, scored, audited,
-generated, failed with a code.
+The holdout is opened for `hold` alone. Its scores stay here until `compare` turns them into one
+bit, and are forgotten then.
+
+Messages in: load, prepare, score, audit, hold, compare, generate. Out: ready, prepared, scored,
+audited, held, compared, generated, failed with a code.
 """
 
 from __future__ import annotations
@@ -50,11 +53,11 @@ class Scorer:
         self.context: int = settings["context"]
         self.vocab_size: int = settings["vocab_size"]
         self.device = torch.device(settings["device"])
-        rows = np.fromfile(settings["rows_path"], dtype="<u2").reshape(-1, self.context + 1)
-        self.rows = torch.from_numpy(rows.astype(np.int32))
+        self.rows = _read_rows(settings["rows_path"], self.context)
         self.token_bytes = _byte_table(settings["token_bytes_path"])
         self.token_bytes_decoded = _byte_table(settings["token_bytes_decoded_path"])
         self.nats: OrderedDict[int, Tensor] = OrderedDict()  # run id -> (rows, context) float32
+        self.held: dict[int, float] = {}  # run id -> bits per byte of the holdout
         self.logits_shape = (self.chunk_rows, self.context, self.vocab_size)
         self._host_buffers: list[SharedBuffer] = []
         self._device_fd = -1
@@ -166,6 +169,27 @@ class Scorer:
         first = self.nats[run_id][source]
         return asdict(audit.compare(first.numpy(), second.numpy(), decoys))
 
+    def hold(self, presenter: Channel, run_id: int, path: str, deadline: float) -> None:
+        """Score the holdout's rows and keep the figure here."""
+        rows = _read_rows(path, self.context)
+        nats = self.nats_of(presenter, rows[:, :-1], rows[:, 1:], deadline)
+        self.held[run_id] = bits_per_byte(nats, self.token_bytes[rows[:, 1:].long()])
+
+    def compare(self, champion: list[int], reference: list[int], least_gain_bpb: float) -> bool:
+        """Whether the champion's runs scored lower on the holdout by so much, on average.
+
+        All scores are forgotten, so that nobody can ask twice.
+
+        Raises:
+            ScoringFailed: a run was not shown the holdout by this process.
+        """
+        held, self.held = self.held, {}
+        if not held.keys() >= {*champion, *reference}:
+            raise ScoringFailed("unknown_run")
+        means = [sum(held[n] for n in arm) / len(arm) for arm in (reference, champion)]
+        gain_bpb = means[0] - means[1]
+        return gain_bpb > 0 and gain_bpb >= least_gain_bpb
+
     def generate(
         self,
         presenter: Channel,
@@ -216,6 +240,12 @@ def bits_per_byte(nats: Tensor, num_bytes: Tensor) -> float:
     return total_nats / math.log(2) / int(num_bytes[counted].sum())
 
 
+def _read_rows(path: str, context: int) -> Tensor:
+    """The rows of a file, (n, context + 1) int32."""
+    rows = np.fromfile(path, dtype="<u2").reshape(-1, context + 1)
+    return torch.from_numpy(rows.astype(np.int32))
+
+
 def _byte_table(path: str) -> Tensor:
     return torch.from_numpy(np.load(path, allow_pickle=False).astype(np.int64))
 
@@ -241,14 +271,20 @@ def serve(channel: Channel) -> None:
 
 
 def _answer(scorer: Scorer, request: Message) -> tuple[str, dict[str, Any]]:
-    presenter = Channel.from_fd(request.fds.pop())
     body = request.body
+    if request.kind == "compare":
+        arms = (body["champion"], body["reference"])
+        return "compared", {"agrees": scorer.compare(*arms, body["least_gain_bpb"])}
+    presenter = Channel.from_fd(request.fds.pop())
     deadline = time.monotonic() + body["limit_s"]
     try:
         if request.kind == "score":
             return "scored", scorer.score(presenter, body["run_id"], deadline)
         if request.kind == "audit":
             return "audited", scorer.audit(presenter, body["run_id"], body["seed"], deadline)
+        if request.kind == "hold":
+            scorer.hold(presenter, body["run_id"], body["path"], deadline)
+            return "held", {}
         tokens = scorer.generate(
             presenter, body["prompt"], body["count"], body["temperature"], body["seed"], deadline
         )

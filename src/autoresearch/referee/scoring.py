@@ -92,6 +92,20 @@ class Scoring:
             raise self._failure(str(message.body["code"]))
         return message.body
 
+    def compare_held(self, arms: dict[str, list[int]], least_gain_bpb: float) -> bool:
+        """Whether runs that were shown the holdout gain so much there; the scorer then forgets.
+
+        Raises:
+            TrialFailed: the scorer died, or never saw one of them.
+        """
+        self._ready()
+        message = self._ask_scorer(
+            "compare", [], LOAD_LIMIT_S, **arms, least_gain_bpb=least_gain_bpb
+        )
+        if message.kind == "failed":
+            raise self._failure(str(message.body["code"]))
+        return bool(message.body["agrees"])
+
     def _ask_scorer(self, kind: str, fds: list[int], patience_s: float, **body: Any) -> Message:
         """One question and its answer.
 

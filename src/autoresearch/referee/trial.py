@@ -98,6 +98,7 @@ class Referee:
         """
         spec, weights = self._weights[run_id]
         seed = secrets.randbits(31)
+        began = self.host.clock.monotonic()
         try:
             report = self.scoring.ask("audit", spec, weights, run_id=run_id, seed=seed)
         except TrialFailed as failure:
@@ -105,7 +106,7 @@ class Referee:
                 self._weights.pop(run_id)[1].close()
             raise
         raise_finding(report)
-        return report
+        return {**report, "audit_s": self.host.clock.monotonic() - began}
 
     def has_weights(self, run_id: int) -> bool:
         """Whether the weights of this run are still in memory."""

@@ -45,7 +45,7 @@ class Branch:
 
     def head_source(self) -> str | None:
         """train.py of the champion that the branch is at; None before its first session."""
-        head = self._repository.resolve(self._head_ref)
+        head = self._repository.resolve(self.head_ref)
         return self.read(head) if head else None
 
     def diff(self, old: str, new: str) -> str:

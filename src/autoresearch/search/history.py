@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from autoresearch.values.records import (
+    Confirmation,
     Measurement,
     Purpose,
     Trial,
@@ -83,6 +84,9 @@ class History:
     refusals: tuple[RefusedProposal, ...] = ()
     sessions: tuple[SessionStart, ...] = ()
     notes: tuple[Event, ...] = ()
+    confirmations: tuple[Confirmation, ...] = ()
+    next_confirmation: int = 1  # its number, over all branches of the workspace
+    num_holdout_queries: int = 0  # likewise
     baseline_constants: Mapping[str, Any] = field(default_factory=dict)
     is_running: bool = False  # the last session has not recorded its stop: it goes on, or it died
     next_run_id: int = 1
@@ -107,6 +111,36 @@ class History:
     def open_trial(self) -> Trial | None:
         """The trial in hand, left over by a session that died or stopped."""
         return next((t for t in reversed(self.trials) if t.decision is None), None)
+
+    @property
+    def open_confirmation(self) -> Confirmation | None:
+        """The confirmation in hand, left over by a session that died or stopped."""
+        return next((c for c in self.confirmations if c.decision is None), None)
+
+    @property
+    def last_confirmed(self) -> Confirmation | None:
+        """The latest confirmation that a champion passed."""
+        for confirmation in reversed(self.confirmations):
+            decision = confirmation.decision
+            if decision is not None and decision.verdict is Verdict.CONFIRMED:
+                return confirmation
+        return None
+
+    @property
+    def last_confirmed_trial_id(self) -> int:
+        """The trial that made it, 0 where there is none."""
+        last = self.last_confirmed
+        return (last.trial_id or 0) if last else 0
+
+    @property
+    def champion_bpb(self) -> float | None:
+        """The champion's mean over fresh runs; before there are any, what it was kept with."""
+        runs = self.runs_of(self.champion)
+        scores = [run.val_bpb for run in runs if run.val_bpb is not None]
+        if scores:
+            return sum(scores) / len(scores)
+        trial = self.trial(self.champion_trial_id or 0)
+        return trial.decision.val_bpb if trial and trial.decision else None
 
     @property
     def num_proposals(self) -> int:
@@ -136,6 +170,8 @@ class Fold:
         self._branches: dict[str, _Branch] = {"": _Branch()}
         self._next_run_id = 1
         self._next_trial_id = 1
+        self._next_confirmation = 1
+        self._num_holdout_queries = 0
         self._handlers: dict[str, Callable[[Event, _Branch], None]] = {
             "start_session": self._start_session,
             "open_trial": self._open_trial,
@@ -143,6 +179,9 @@ class Fold:
             "close_trial": self._close_trial,
             "crown": self._crown,
             "refuse_proposal": self._refuse_proposal,
+            "open_confirmation": self._open_confirmation,
+            "ask_holdout": self._ask_holdout,
+            "close_confirmation": self._close_confirmation,
             "stop_session": self._stop_session,
         }
         self._made: dict[str, History] = {}
@@ -181,6 +220,8 @@ class Fold:
                 branch=name,
                 trials=tuple(known.trials.values()),
                 next_run_id=self._next_run_id,
+                next_confirmation=self._next_confirmation,
+                num_holdout_queries=self._num_holdout_queries,
                 fingerprints=dict(known.fingerprints),
                 **fields,
             )
@@ -216,6 +257,8 @@ class Fold:
         if trial and run.commit == trial.commit:
             trial = dataclasses.replace(trial, runs=(*trial.runs, run))
             branch.trials[trial.trial_id] = trial
+        if run.purpose is Purpose.CONFIRM:
+            self._change_confirmation(branch, lambda c: {"runs": (*c.runs, run)})
 
     def _close_trial(self, event: Event, branch: _Branch) -> None:
         trial_id = event.body["trial_id"]
@@ -229,3 +272,24 @@ class Fold:
 
     def _refuse_proposal(self, event: Event, branch: _Branch) -> None:
         branch.append("refusals", RefusedProposal(seq=event.seq, at=event.at, **event.body))
+
+    def _open_confirmation(self, event: Event, branch: _Branch) -> None:
+        confirmation = Confirmation(**event.body, at=event.at)
+        branch.append("confirmations", confirmation)
+        self._next_confirmation = max(self._next_confirmation, confirmation.number + 1)
+
+    def _ask_holdout(self, event: Event, branch: _Branch) -> None:
+        self._num_holdout_queries += 1
+        self._change_confirmation(branch, lambda _: {"asked_holdout": True})
+
+    def _close_confirmation(self, event: Event, branch: _Branch) -> None:
+        decision = decision_from_json(event.body["decision"])
+        self._change_confirmation(branch, lambda _: {"decision": decision})
+
+    def _change_confirmation(
+        self, branch: _Branch, changes: Callable[[Confirmation], dict[str, Any]]
+    ) -> None:
+        """Replace the confirmation in hand; a run that belongs to none changes nothing."""
+        known = branch.lists.get("confirmations", [])
+        if known and known[-1].decision is None:
+            known[-1] = dataclasses.replace(known[-1], **changes(known[-1]))

@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import secrets
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from autoresearch.referee.host import RunSpec
 from autoresearch.referee.trial import Referee, save_measurement
 from autoresearch.search.branch import Branch
+from autoresearch.search.confirm import Confirmer, confirmation_due
 from autoresearch.search.disturbance import set_aside
 from autoresearch.search.early_stop import EarlyStop, judge_stopped, stops_too_much
 from autoresearch.search.history import History
@@ -28,12 +29,15 @@ from autoresearch.search.judge import (
 )
 from autoresearch.search.ledger import Ledger
 from autoresearch.search.noise import measure_noise, should_pair
+from autoresearch.search.observer import Observer
+from autoresearch.search.oddity import find_oddity
 from autoresearch.search.proposal import check_proposal
 from autoresearch.search.researchers import Exhausted, Researcher
 from autoresearch.search.stop import Interrupts, stop_reason
 from autoresearch.values.config import Config
 from autoresearch.values.errors import Interrupted, TrialFailed, UserError
 from autoresearch.values.records import (
+    Confirmation,
     Decision,
     Measurement,
     Outcome,
@@ -46,34 +50,6 @@ from autoresearch.values.records import (
 DISTURBED_RERUNS = 3
 REFUSALS_IN_A_ROW = 50
 SCORING_LIMIT_FACTOR, LEAST_SCORING_LIMIT_S = 3.0, 30.0
-
-
-class Observer(Protocol):
-    """Who watches a session; every call returns at once."""
-
-    def session_started(self, history: History) -> None:
-        """The loop begins, or goes on."""
-
-    def run_started(self, purpose: Purpose, why: str) -> None:
-        """A run begins."""
-
-    def progress(self, elapsed_s: float, telemetry: dict[str, Any]) -> None:
-        """The candidate reported something."""
-
-    def run_finished(self, measurement: Measurement) -> None:
-        """A run ended."""
-
-    def trial_started(self, trial: Trial) -> None:
-        """A proposal was committed."""
-
-    def trial_closed(self, trial: Trial, history: History) -> None:
-        """A verdict fell."""
-
-    def note(self, text: str) -> None:
-        """Something that a person should know."""
-
-    def session_stopped(self, reason: str, history: History) -> None:
-        """The loop ended."""
 
 
 class Session:
@@ -111,17 +87,58 @@ class Session:
         with self.interrupts:
             self._resume()
             try:
-                while not (reason := self._stop_reason()):
-                    self._run_champion_if_due()
-                    trial = self.history.open_trial or self._open_trial(self._propose())
-                    self._settle(trial, self._judge(trial))
-            except Exhausted as end:
-                reason = str(end)
+                reason = self._search()
+                self._confirm_if_due(is_end=True)
             except KeyboardInterrupt:
                 self._interrupt()
                 raise Interrupted("stopped at once; `autoresearch run` goes on from here") from None
             self._stop(reason)
             return reason
+
+    def _search(self) -> str:
+        """Trial after trial; why it ended."""
+        try:
+            while not (reason := self._stop_reason()):
+                self._run_champion_if_due()
+                self._confirm_if_due()
+                trial = self.history.open_trial or self._open_trial(self._propose())
+                self._settle(trial, self._judge(trial))
+        except Exhausted as end:
+            return str(end)
+        return reason
+
+    def confirm(self) -> Confirmation:
+        """Confirm the champion because a person asks; the caller has looked at `refusal`.
+
+        Raises:
+            Interrupted: Ctrl-C; what has run counts when it is asked for again.
+        """
+        with self.interrupts:
+            self._resume()
+            try:
+                confirmation = self._confirm()
+            except KeyboardInterrupt:
+                confirmation = None
+            self._stop("the confirmation has its verdict" if confirmation else "stopped by Ctrl-C")
+        if confirmation is None:
+            raise Interrupted("stopped; `autoresearch confirm` goes on from here")
+        return confirmation
+
+    def _confirm_if_due(self, *, is_end: bool = False) -> None:
+        level = self.referee.host.sandbox.level
+        why = confirmation_due(self.config, self.history, level, is_end=is_end)
+        if why and not self.interrupts.is_wanted:
+            self.observer.note(f"the champion is confirmed on fresh runs: {why}")
+            self._confirm()
+
+    def _confirm(self) -> Confirmation | None:
+        """A confirmation to its verdict, or as far as a person lets it come."""
+        host = (self.config, self.ledger, self.branch, self.referee, self.artifacts)
+        confirmation = Confirmer(*host, self._measure).run(lambda: self.interrupts.is_wanted)
+        if confirmation and confirmation.decision:
+            decision = confirmation.decision
+            self.observer.note(f"{decision.verdict.value}: {decision.reason}")
+        return confirmation
 
     @property
     def history(self) -> History:
@@ -142,7 +159,7 @@ class Session:
         if self.interrupts.is_wanted:
             return "stopped by Ctrl-C"
         hours = (self.referee.host.clock.monotonic() - self._began) / 3600
-        return stop_reason(self.config.session, self.history, champion_bpb(self.history), hours)
+        return stop_reason(self.config.session, self.history, self.history.champion_bpb, hours)
 
     def _run_champion_if_due(self) -> None:
         """Calibration, fresh runs of a new champion, a look at drift every so often."""
@@ -217,7 +234,9 @@ class Session:
                 is_simplification=trial.is_simplification,
                 is_paired=self._is_paired,
                 now=self.referee.host.clock.wall(),
-                simplification_cost_bpb=simplification_cost(history),
+                simplification_cost_bpb=simplification_cost(
+                    history, history.last_confirmed_trial_id
+                ),
             )
             if isinstance(step, Need):
                 self._measure_for(trial, step)
@@ -278,6 +297,7 @@ class Session:
     ) -> Measurement:
         """One run, recorded; again, with the same seed, where the machine was disturbed."""
         seed = secrets.randbits(31)
+        may_cache = purpose is not Purpose.CONFIRM  # both of its arms start from nothing
         for _ in range(DISTURBED_RERUNS):
             self.observer.run_started(purpose, why)
             run_id = self.history.next_run_id
@@ -289,7 +309,7 @@ class Session:
                 seed=seed,
                 artifacts=self.artifacts / f"{run_id:06d}",
                 is_audited=is_audited,
-                cache_parent=trial.parent if trial else commit,
+                cache_parent=trial.parent if trial else commit if may_cache else "",
             )
             self.early_stop.begin(self.history, purpose)
             measurement = self.early_stop.sign(self.referee.run(spec, self._watch))
@@ -341,7 +361,7 @@ class Session:
         self.ledger.stop_session(reason)
         self.referee.host.cache.sweep()
         history = self.history
-        facts = {"reason": reason, "champion": history.champion, "val_bpb": champion_bpb(history)}
+        facts = {"reason": reason, "champion": history.champion, "val_bpb": history.champion_bpb}
         self._hook(self.config.session.on_stop, "stop", facts)
         self.observer.session_stopped(reason, history)
 
@@ -358,32 +378,3 @@ class Session:
         trial = self.history.trial(trial_id)
         assert trial is not None, "the ledger gave this number out"
         return trial
-
-
-def find_oddity(measurement: Measurement, before: tuple[Measurement, ...]) -> str:
-    """What a person should know of a run although no verdict hangs on it, or ""."""
-    reported = measurement.reported
-    mfu = reported.get("mfu_percent")
-    if isinstance(mfu, int | float) and mfu > 100:
-        return (
-            f"run {measurement.run_id} reports {mfu:.0f} % of the chip's peak: its count is wrong"
-        )
-    start = reported.get("initial_sum")
-    for run in before:
-        is_other = run.commit == measurement.commit and run.seed != measurement.seed
-        if is_other and start is not None and run.reported.get("initial_sum") == start:
-            both = f"runs {run.run_id} and {measurement.run_id}"
-            return f"{both} start from equal weights: the seed is not used"
-    return ""
-
-
-def champion_bpb(history: History) -> float | None:
-    """The champion's mean score over fresh runs.
-
-    Before there are any, the score it was kept with.
-    """
-    scores = [run.val_bpb for run in history.runs_of(history.champion) if run.val_bpb is not None]
-    if scores:
-        return sum(scores) / len(scores)
-    trial = history.trial(history.champion_trial_id or 0)
-    return trial.decision.val_bpb if trial and trial.decision else None

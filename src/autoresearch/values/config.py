@@ -112,6 +112,21 @@ class DisturbedSettings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ConfirmSettings:
+    """When a champion's gain is checked on fresh runs and on text that selected nothing."""
+
+    at_end: bool = _field(True, "confirm the champion when a stop rule ends a session")
+    every_keeps: int = _field(10, "keeps between confirmations within a session; 0: never", low=0)
+    runs: int = _field(
+        5, "fresh runs of the champion, and as many of what it is held against", low=2
+    )
+    max_queries: int = _field(20, "times that the holdout may be asked in this workspace", low=0)
+    least_sandbox: str = _field(
+        "landlock", "lowest sandbox level to confirm at", ("bubblewrap", "landlock", "none")
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ResearcherSettings:
     """Who proposes."""
 
@@ -153,6 +168,7 @@ class Config:
     sandbox: SandboxSettings = field(default_factory=SandboxSettings)
     judge: JudgeSettings = field(default_factory=JudgeSettings)
     disturbed: DisturbedSettings = field(default_factory=DisturbedSettings)
+    confirm: ConfirmSettings = field(default_factory=ConfirmSettings)
     researcher: ResearcherSettings = field(default_factory=ResearcherSettings)
     session: SessionSettings = field(default_factory=SessionSettings)
     artifacts: ArtifactSettings = field(default_factory=ArtifactSettings)

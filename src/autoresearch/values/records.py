@@ -38,6 +38,8 @@ class Verdict(StrEnum):
     TIMEOUT = "timeout"
     CHEAT = "cheat"
     INTERRUPTED = "interrupted"
+    CONFIRMED = "confirmed"  # of a champion, by fresh runs and the holdout
+    UNCONFIRMED = "unconfirmed"
 
 
 class Purpose(StrEnum):
@@ -136,6 +138,24 @@ class Trial:
     at: float
     runs: tuple[Measurement, ...] = ()
     decision: Decision | None = None  # None while the trial is in hand
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Confirmation:
+    """Fresh runs of a champion against those of the last confirmed one, or of the baseline.
+
+    `number` counts the confirmations of a workspace, over all its branches: the more there are,
+    the more each has to show.
+    """
+
+    number: int
+    champion: str
+    reference: str
+    trial_id: int | None
+    at: float
+    runs: tuple[Measurement, ...] = ()
+    asked_holdout: bool = False
+    decision: Decision | None = None  # None while it is in hand
 
 
 def to_json(record: Any) -> dict[str, Any]:

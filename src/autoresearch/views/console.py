@@ -20,7 +20,7 @@ from autoresearch.search.early_stop import count_false_kills
 from autoresearch.search.history import History
 from autoresearch.search.noise import Noise
 from autoresearch.values.config import Config
-from autoresearch.values.records import Trial, Verdict, to_json
+from autoresearch.values.records import Confirmation, Trial, Verdict, to_json
 from autoresearch.views.digest import Digest, early_stop_words, measure, score_trial, verdict_of
 from autoresearch.views.text import (
     bpb,
@@ -44,6 +44,8 @@ VERDICT_STYLES = {
     Verdict.TIMEOUT: "red",
     Verdict.CHEAT: "bold red",
     Verdict.INTERRUPTED: "magenta",
+    Verdict.CONFIRMED: "bold green",
+    Verdict.UNCONFIRMED: "yellow",
 }
 
 
@@ -110,6 +112,7 @@ def status_json(history: History, noise: Noise, config: Config, last: int) -> di
         "kept_gain_bpb": digest.kept_gain_bpb,
         "kept_gain_error_bpb": digest.kept_gain_error_bpb,
         "sigma_bpb": digest.sigma_bpb,
+        "confirmations": [confirmation_json(each) for each in history.confirmations],
         "trials": digest.num_closed,
         "verdicts": {verdict.value: count for verdict, count in digest.counts.items()},
         "runs": digest.num_runs,
@@ -117,6 +120,22 @@ def status_json(history: History, noise: Noise, config: Config, last: int) -> di
         "trials_per_hour": digest.trials_per_hour,
         "active_s": digest.active_s,
         "last_trials": [trial_json(trial) for trial in trials],
+    }
+
+
+def confirmation_json(confirmation: Confirmation) -> dict[str, Any]:
+    """One confirmation as plain values; the verdict is None while it is in hand."""
+    decision = confirmation.decision
+    return {
+        "number": confirmation.number,
+        "champion": confirmation.champion,
+        "reference": confirmation.reference,
+        "trial": confirmation.trial_id,
+        "verdict": decision.verdict.value if decision else None,
+        "gain_bpb": decision.gain_bpb if decision else None,
+        "asked_holdout": confirmation.asked_holdout,
+        "runs": len(confirmation.runs),
+        "reason": clean(decision.reason) if decision else "",
     }
 
 
@@ -182,6 +201,11 @@ def _status_rows(history: History, digest: Digest, config: Config) -> list[tuple
             more = f"; {signed(digest.kept_gain_bpb)} side by side, at each keep"
         share = percent(digest.gain_bpb, digest.baseline.mean_bpb)
         rows.append(("gain", f"{signed(digest.gain_bpb)}  ({share}{more})"))
+    rows += [
+        (decision.verdict.value, clean(decision.reason))
+        for confirmation in history.confirmations[-1:]
+        if (decision := confirmation.decision) is not None
+    ]
     counts = f": {count_verdicts(digest.counts)}" if digest.counts else ""
     rows.append(("trials", f"{digest.num_closed}{counts}"))
     if stops := early_stop_words(history):

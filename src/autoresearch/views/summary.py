@@ -64,12 +64,18 @@ def _headline(history: History, digest: Digest) -> list[str]:
     counts = f": {count_verdicts(digest.counts)}" if digest.counts else ""
     if digest.gain_bpb is None:
         return [f"**val_bpb {bpb(digest.baseline.mean_bpb)}, no change was kept.** {when}{counts}."]
-    change = percent(digest.gain_bpb, digest.baseline.mean_bpb)
-    return [
+    change = percent(abs(digest.gain_bpb), digest.baseline.mean_bpb)
+    lines = [
         f"**val_bpb {bpb(digest.baseline.mean_bpb)} to {bpb(digest.champion.mean_bpb)}: "
-        f"{change} lower.** {when}{counts}.",
+        f"{change} {'lower' if digest.gain_bpb >= 0 else 'higher'}.** {when}{counts}.",
         f"Champion: `{short(history.champion)}`, trial {history.champion_trial_id}.",
     ]
+    if digest.gain_bpb < 0:
+        lines.append(
+            "Its fresh runs are worse than the baseline's: it was kept by luck, or the machine "
+            "has become slower since."
+        )
+    return lines
 
 
 def _sureness(history: History, digest: Digest, noise: Noise, config: Config) -> list[str]:
@@ -89,12 +95,25 @@ def _sureness(history: History, digest: Digest, noise: Noise, config: Config) ->
         lines.append(f"- Measured with {runs}.")
     lines += _gain_lines(digest)
     if digest.gain_bpb is not None:
-        lines.append(
-            "- All on validation text, which selected the champion; the holdout was not asked."
-        )
+        lines += _confirmation_lines(history)
     if config.judge.policy == "greedy":
         lines.append(
             "- The policy was `greedy`: about half of such keeps are luck, and scores too good."
+        )
+    return lines
+
+
+def _confirmation_lines(history: History) -> list[str]:
+    """What is known beyond the text that selected the champion."""
+    lines = [
+        f"- **{decision.verdict.value}**, trial {each.trial_id}: {markdown(decision.reason)}."
+        for each in history.confirmations
+        if (decision := each.decision) is not None
+    ]
+    last = history.last_confirmed
+    if last is None or last.champion != history.champion:
+        lines.append(
+            "- The champion is not confirmed: all of this is on validation text, which selected it."
         )
     return lines
 
@@ -104,9 +123,10 @@ def _gain_lines(digest: Digest) -> list[str]:
         return []
     lines = []
     if digest.gain_error_bpb:
-        errors = digest.gain_bpb / digest.gain_error_bpb
-        gain = f"{digest.gain_bpb:.4f} with a standard error of {digest.gain_error_bpb:.4f}"
-        lines.append(f"- The gain is {gain}: {errors:.1f} standard errors.")
+        errors = abs(digest.gain_bpb) / digest.gain_error_bpb
+        what = "gain" if digest.gain_bpb >= 0 else "loss"
+        size = f"{abs(digest.gain_bpb):.4f} with a standard error of {digest.gain_error_bpb:.4f}"
+        lines.append(f"- The {what} is {size}: {errors:.1f} standard errors.")
     if digest.kept_gain_bpb is not None:
         error = (
             f", with a standard error of {digest.kept_gain_error_bpb:.4f}"
@@ -318,9 +338,10 @@ def _next_steps(history: History, digest: Digest) -> list[str]:
             digest.kept_gain_error_bpb or digest.gain_error_bpb,
         )
         if error is None or gain < 3 * error:
-            steps.append(
-                "The gain is not beyond doubt yet; `autoresearch replay champion` adds a run."
-            )
+            steps.append("The gain is not beyond doubt yet.")
+        last = history.last_confirmed
+        if last is None or last.champion != history.champion:
+            steps.append("Check it on fresh runs and the sealed text: `autoresearch confirm`.")
         steps.append("Read what changed: `autoresearch diff champion`.")
         steps.append(
             "Let it write: `autoresearch sample`. Take it along: "
