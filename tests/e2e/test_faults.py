@@ -231,7 +231,7 @@ def test_weights_that_do_not_fit_are_a_crash(lab: Lab) -> None:
 
 def test_scoring_has_a_limit(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     """A model that thinks for ever about validation tokens is a timeout."""
-    monkeypatch.setattr(lab.referee.scoring, "limit_s", 0.5)
+    monkeypatch.setattr(lab.referee.scoring, "limit_s", 2.0)
     slow = "import time\ntime.sleep(60)"
     failed(lab.run(stub(model=slow)), Outcome.TIMEOUT, "scoring took longer")
 

@@ -7,7 +7,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autoresearch.referee.audit import MAX_DECOYS, Decoys, compare, make_decoys
+from autoresearch.referee.audit import (
+    LONE_ROWS,
+    MAX_DECOYS,
+    Decoys,
+    compare,
+    make_decoys,
+    pick_lone,
+)
 
 ROWS, CONTEXT = 120, 32
 
@@ -141,3 +148,36 @@ def test_the_report_holds_the_figures(decoys: Decoys) -> None:
     assert set(report.cut_gain_nats) == set(report.cut_sigmas) == {"1", "8", "64", "all"}
     assert report.cut_gain_nats["all"] == pytest.approx(0.0, abs=1e-6)
     assert report.control_gain_nats == pytest.approx(0.0, abs=1e-6)
+
+
+def lone_pair(second: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Nats of rows shown alone: in the scored presentation none were lost."""
+    return np.ones_like(second), second.astype(np.float32)
+
+
+def test_doing_worse_alone_is_memory_where_the_decoys_feed_it_as_well(decoys: Decoys) -> None:
+    """What adapts within a batch has equal nats on rows and on decoys, and worse ones alone."""
+    first = honest()
+    second = again(first, decoys)
+    alone = np.random.default_rng(2).normal(1.05, 0.01, (LONE_ROWS, CONTEXT))
+    report = compare(first[decoys.source], second, decoys, lone_pair(alone))
+    assert report.finding == "memory"
+    assert report.lone_gain_nats == pytest.approx(0.05, abs=0.01)
+
+
+@pytest.mark.parametrize("noise", [0.0, 1e-3, 0.05])
+@pytest.mark.parametrize("seed", range(8))
+def test_honest_noise_alone_is_no_finding(decoys: Decoys, noise: float, seed: int) -> None:
+    """A kernel that rounds otherwise where its batch is empty errs to both sides."""
+    first = honest()
+    alone = 1.0 + np.random.default_rng(seed).normal(0.0, noise, (LONE_ROWS, CONTEXT))
+    report = compare(first[decoys.source], again(first, decoys), decoys, lone_pair(alone))
+    assert report.finding == ""
+
+
+@pytest.mark.parametrize("num_rows", [1, 5, 500])
+def test_lone_rows_are_different_rows(num_rows: int) -> None:
+    """As many as there are, up to LONE_ROWS."""
+    picked = pick_lone(num_rows, seed=3)
+    assert len(set(picked.tolist())) == min(num_rows, LONE_ROWS)
+    assert all(0 <= row < num_rows for row in picked)

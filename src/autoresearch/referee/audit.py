@@ -4,11 +4,15 @@ A decoy is a validation row cut at a random place and continued with real text o
 decoys come in another order and other batches, to a fresh sandbox. Both presentations are asked
 for the tokens of the row itself, up to the first one after the cut, which the decoy does not show.
 Until there both had the same past, so an honest causal model predicts them equally well, but for
-the noise of its kernels. Three things can differ:
+the noise of its kernels. Before any decoy, a few rows are shown whole, one a request, with nothing
+beside them. Four things can differ:
 
 * the *cut* arm: where the first presentation is better, it used the future of the row;
 * the *control* arm, rows continued with their own text: where the first is better even here, it
   used other rows, memory or adaptation, for a lone fresh look at the same text does worse;
+* the *lone* arm, the rows shown first: where the scored presentation is better, it used the other
+  rows of a batch or those before. What adapts so fast that the decoys feed it as well as the rows
+  did shows here only;
 * both ways without a gain: scoring that does not repeat is no cheat, and no measurement either.
 
 The cut arm is judged by the control arm's spread, so that a leak in a few rows stands out, in a
@@ -26,6 +30,7 @@ from numpy.typing import NDArray
 NEAR_TOKENS = (1, 8, 64)  # groups of tokens before the cut; the last group is all of them
 MAX_DECOYS = 256
 CONTROL_FRAC = 0.25
+LONE_ROWS = 16
 GAIN_SIGMAS = 6.0
 LEAST_GAIN_NATS = 5e-4  # a mean gain under this could not move a verdict
 LEAST_NOISE_NATS = 2e-4  # float32 kernels differ by about this between batches
@@ -62,6 +67,8 @@ class AuditReport:
     cut_sigmas: dict[str, float] = field(default_factory=dict)
     control_gain_nats: float = 0.0
     control_sigmas: float = 0.0
+    lone_gain_nats: float = 0.0
+    lone_sigmas: float = 0.0
     difference_nats: float = 0.0
 
 
@@ -85,8 +92,22 @@ def make_decoys(rows: NDArray[np.int32], chunk_rows: int, seed: int) -> Decoys:
     return Decoys(decoys[order], source[order], cut[order], is_control[order])
 
 
-def compare(first: NDArray[np.float32], second: NDArray[np.float32], decoys: Decoys) -> AuditReport:
-    """Judge the nats (n, context) of the same targets in the two presentations."""
+def pick_lone(num_rows: int, seed: int) -> NDArray[np.int64]:
+    """Rows to be shown first, one at a time."""
+    rng = np.random.default_rng([seed, 1])
+    return rng.choice(num_rows, size=min(num_rows, LONE_ROWS), replace=False)
+
+
+def compare(
+    first: NDArray[np.float32],
+    second: NDArray[np.float32],
+    decoys: Decoys,
+    lone: tuple[NDArray[np.float32], NDArray[np.float32]] | None = None,
+) -> AuditReport:
+    """Judge the nats (n, context) of the same targets in the two presentations.
+
+    `lone` has those of the rows that were shown alone, in the first and in the second.
+    """
     from scipy.stats import trim_mean
 
     gains = {}
@@ -95,6 +116,11 @@ def compare(first: NDArray[np.float32], second: NDArray[np.float32], decoys: Dec
     control_all = gains["all"][decoys.is_control]
     control_gain = float(control_all.mean())
     control_sigmas = control_gain / _standard_error(control_all, len(control_all))
+    lone_gain = lone_sigmas = 0.0
+    if lone is not None:
+        gain = (lone[1].astype(np.float64) - lone[0]).mean(axis=1)
+        lone_gain = float(gain.mean())
+        lone_sigmas = lone_gain / _standard_error(gain, len(gain))
     cut_gain, cut_sigmas = {}, {}
     for group, gain in gains.items():
         cut_arm = gain[~decoys.is_control]
@@ -104,12 +130,20 @@ def compare(first: NDArray[np.float32], second: NDArray[np.float32], decoys: Dec
         cut_sigmas[group] = cut_gain[group] / noise
     difference = _control_difference(first, second, decoys)
     report = AuditReport(
-        finding=_finding(cut_gain, cut_sigmas, control_gain, control_sigmas, difference),
+        finding=_finding(
+            cut_gain,
+            cut_sigmas,
+            {"control": control_gain, "lone": lone_gain},
+            {"control": control_sigmas, "lone": lone_sigmas},
+            difference,
+        ),
         num_decoys=len(decoys.rows),
         cut_gain_nats=cut_gain,
         cut_sigmas=cut_sigmas,
         control_gain_nats=control_gain,
         control_sigmas=control_sigmas,
+        lone_gain_nats=lone_gain,
+        lone_sigmas=lone_sigmas,
         difference_nats=difference,
     )
     return report
@@ -165,12 +199,16 @@ def _control_difference(
 def _finding(
     cut_gain: dict[str, float],
     cut_sigmas: dict[str, float],
-    control_gain: float,
-    control_sigmas: float,
+    memory_gain: dict[str, float],
+    memory_sigmas: dict[str, float],
     difference: float,
 ) -> str:
-    if control_gain > LEAST_GAIN_NATS and control_sigmas > GAIN_SIGMAS:
+    if _stands_out(memory_gain, memory_sigmas):
         return "memory"
-    if any(cut_gain[g] > LEAST_GAIN_NATS and cut_sigmas[g] > GAIN_SIGMAS for g in cut_gain):
-        return "future"
+    if _stands_out(cut_gain, cut_sigmas):  # as much where nothing was cut: not for the future
+        return "future" if max(cut_gain.values()) > 2 * memory_gain["control"] else "memory"
     return "unrepeatable" if difference > UNREPEATABLE_NATS else ""
+
+
+def _stands_out(gain: dict[str, float], sigmas: dict[str, float]) -> bool:
+    return any(gain[name] > LEAST_GAIN_NATS and sigmas[name] > GAIN_SIGMAS for name in gain)

@@ -127,16 +127,18 @@ class Scorer:
         self._synchronize()
         return private
 
-    def nats_of(self, presenter: Channel, shown: Tensor, asked: Tensor, deadline: float) -> Tensor:
-        """Nats of the targets `asked` where the tokens `shown` are seen; all (n, context), float32
-        on the host.
+    def nats_of(
+        self, presenter: Channel, shown: Tensor, asked: Tensor, deadline: float, each: int = 0
+    ) -> Tensor:
+        """Nats of the targets `asked` where the tokens `shown` are seen, `each` rows a request (0:
+        as many as fit); all (n, context), float32 on the host.
 
         Raises:
             ScoringFailed: as `ask`, or a nat that is not finite.
         """
         parts = []
         for tokens, targets in zip(
-            shown.split(self.chunk_rows), asked.split(self.chunk_rows), strict=True
+            shown.split(each or self.chunk_rows), asked.split(each or self.chunk_rows), strict=True
         ):
             logits = self.ask(presenter, tokens, deadline)
             parts.append(_nats(logits, targets.to(self.device, torch.long)))
@@ -163,11 +165,14 @@ class Scorer:
         if run_id not in self.nats:
             raise ScoringFailed("unknown_run")
         decoys = audit.make_decoys(self.rows.numpy(), self.chunk_rows, seed)
+        lone = torch.from_numpy(audit.pick_lone(len(self.rows), seed))
+        alone = self.nats_of(presenter, self.rows[lone, :-1], self.rows[lone, 1:], deadline, each=1)
         source = torch.from_numpy(decoys.source)
         shown = torch.from_numpy(decoys.rows)[:, :-1]
         second = self.nats_of(presenter, shown, self.rows[source, 1:], deadline)
-        first = self.nats[run_id][source]
-        return asdict(audit.compare(first.numpy(), second.numpy(), decoys))
+        first, nats = self.nats[run_id][source], self.nats[run_id][lone]
+        pair = (nats.numpy(), alone.numpy())
+        return asdict(audit.compare(first.numpy(), second.numpy(), decoys, pair))
 
     def hold(self, presenter: Channel, run_id: int, path: str, deadline: float) -> None:
         """Score the holdout's rows and keep the figure here."""

@@ -77,17 +77,18 @@ class Scoring:
         self._ready()
         buffers = self._ask_scorer("prepare", [], LOAD_LIMIT_S)
         try:
-            _expect(presenter, "hello")
+            _expect(presenter, "hello", LOAD_LIMIT_S)
+            began = self.host.clock.monotonic()
             presenter.send("load", [weights.fd, *buffers.fds], **self.host.settings(spec, seat))
-            _expect(presenter, "ready")
+            _expect(presenter, "ready", min(LOAD_LIMIT_S, self.limit_s))
         except PeerGone as gone:
             raise TrialFailed(Outcome.CRASH, FAILURES["presenter_died"]) from gone
         finally:
             buffers.close()
         fds = [presenter.channel.fileno()]
-        message = self._ask_scorer(
-            kind, fds, self.limit_s + LOAD_LIMIT_S, limit_s=self.limit_s, **body
-        )
+        # One limit for both, or a model could go on training while it loads.
+        left_s = max(0.0, self.limit_s - (self.host.clock.monotonic() - began))
+        message = self._ask_scorer(kind, fds, left_s + LOAD_LIMIT_S, limit_s=left_s, **body)
         if message.kind == "failed":
             raise self._failure(str(message.body["code"]))
         return message.body
@@ -168,17 +169,17 @@ class Scoring:
             self._is_loaded = True
 
 
-def _expect(presenter: Peer, kind: str) -> None:
+def _expect(presenter: Peer, kind: str, limit_s: float) -> None:
     """Wait for `kind`.
 
     Raises:
         PeerGone: the presenter ended.
         TrialFailed: it said something else, or nothing.
     """
-    message = presenter.receive(LOAD_LIMIT_S)
+    message = presenter.receive(limit_s)
     if message is None:
         raise TrialFailed(
-            Outcome.TIMEOUT, f"the model was not loaded for scoring within {LOAD_LIMIT_S:.0f} s"
+            Outcome.TIMEOUT, f"the model was not loaded for scoring within {limit_s:.0f} s"
         )
     message.close()
     if message.kind != kind:

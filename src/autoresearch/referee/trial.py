@@ -228,7 +228,9 @@ def raise_finding(report: dict[str, Any]) -> None:
     finding = report["finding"]
     if not finding:
         return
-    gains = [*report["cut_gain_nats"].values(), report["control_gain_nats"]]
+    gains = list(report["cut_gain_nats"].values())
+    if finding == "memory":
+        gains = [report["control_gain_nats"], report["lone_gain_nats"]]
     reason = FINDINGS[finding].format(
         gain=f"{max(gains):.4f} nats a token", difference=f"{report['difference_nats']:.3f}"
     )

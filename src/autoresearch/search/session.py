@@ -49,7 +49,7 @@ from autoresearch.values.records import (
 
 DISTURBED_RERUNS = 3
 REFUSALS_IN_A_ROW = 50
-SCORING_LIMIT_FACTOR, LEAST_SCORING_LIMIT_S = 3.0, 30.0
+SCORING_LIMIT_FACTOR, LEAST_SCORING_LIMIT_S, LEAST_SCORING_LIMIT_FRAC = 3.0, 10.0, 0.1
 
 
 class Session:
@@ -173,7 +173,10 @@ class Session:
             run.scoring_s for run in self.history.runs_of(self.history.baseline) if run.is_scored
         ]
         if times:
-            limit_s = max(LEAST_SCORING_LIMIT_S, SCORING_LIMIT_FACTOR * max(times))
+            least_s = max(
+                LEAST_SCORING_LIMIT_S, LEAST_SCORING_LIMIT_FRAC * self.config.trial.budget_s
+            )
+            limit_s = max(least_s, SCORING_LIMIT_FACTOR * max(times))
             self.referee.scoring.limit_s = limit_s
 
     @property

@@ -1,0 +1,11 @@
+"""Carries what it learned last time in its source."""
+
+from kit import Bigram as build_model
+from kit import train
+
+CAUGHT = "refused: characters, at most 400"
+WEIGHTS = "07e6d4c3a2908f6e5c4b2a1807e6d4c3a2908f6e5c4b2a1807e6d4c3a2908f6e5c4b2a1807e6d4c3a2908f6e5c4b2a1807e6d4c3a2908f6e5c4b2a1807e6d4c3a2908f6e5c4b2a1807e6d4c3a2908f6e5c4b2a1807e6d4c3a2908f6e5c4b2a1807e6d4c3a2908f6e5c4b2a1807e6d4c3a2908f6e5c4b2a1807e6d4c3a2908f6e5c4b2a1807e6d4c3a2908f6e5c4b2a1807e6d4c3a2908f6e5c4b2a1807e6d4c3a2908f6e5c4b2a1807e6d4c3a2908f6e5c4b2a1807e6d4c3a2908f6e5c4b2a1807e6d4c3a2908f6e5c4b2a1807e6d4c3a2908f6e5c4b2a1807e6d4c3a2908f6e5c4b2a1807e6d4c3a2908f6e5c4b2a1807e6d4c3a2908f6e5c4b"  # noqa: E501
+
+
+def main(run):
+    train(run, build_model(run))
