@@ -142,6 +142,13 @@ def try_out(workspace: Workspace, config: Config, description: str, observer: Ob
         return history.trials[-1]
 
 
+def note_session(ledger: Ledger, config: Config, branch: Branch, referee: Referee) -> None:
+    """A session for single runs to belong to, where the branch has none yet."""
+    if not ledger.history(branch.name).sessions:
+        _start(ledger, config, branch, branch.start(), referee)
+        ledger.stop_session("a single run")
+
+
 def train_once(
     workspace: Workspace,
     config: Config,
@@ -151,19 +158,19 @@ def train_once(
     description: str,
     seed: int,
     watch: Watch = never_stop,
+    is_script: bool = False,
 ) -> Measurement:
     """One audited run of `source`, written down as a run of no trial; its weights are saved.
 
-    `commit` is the commit that holds the source, or a text that is none where nothing does.
+    `commit` is the commit that holds the source, or a text that is none where nothing does. A
+    script of the reference's kind (`is_script`) has neither audit nor weights.
     """
     branch = Branch(workspace.repository, config.session.tag)
     with (
         Ledger.open(workspace.ledger_path) as ledger,
         open_referee(workspace, config) as referee,
     ):
-        if not ledger.history(branch.name).sessions:
-            _start(ledger, config, branch, branch.start(), referee)
-            ledger.stop_session("a single run")
+        note_session(ledger, config, branch, referee)
         run_id = ledger.history().next_run_id
         spec = RunSpec(
             run_id=run_id,
@@ -172,7 +179,8 @@ def train_once(
             purpose=Purpose.TRAIN,
             seed=seed,
             artifacts=workspace.runs_folder / f"{run_id:06d}",
-            is_audited=True,
+            is_audited=not is_script,
+            is_script=is_script,
         )
         measurement = referee.run(spec, watch)
         if referee.has_weights(run_id):

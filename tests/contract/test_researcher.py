@@ -10,6 +10,7 @@ import pytest
 from autoresearch.search.history import Event, Fold, History
 from autoresearch.search.proposal import check_proposal
 from autoresearch.search.researchers import Exhausted, Researcher
+from autoresearch.search.researchers.cmaes import CmaesResearcher
 from autoresearch.search.researchers.random import RandomResearcher
 from autoresearch.search.researchers.scripted import ScriptedEdit, ScriptedResearcher
 from autoresearch.search.researchers.tpe import TpeResearcher
@@ -48,6 +49,7 @@ def make_scripted() -> Researcher:
 MAKERS: dict[str, Callable[[], Researcher]] = {
     "random": lambda: RandomResearcher(seed=7),
     "tpe": lambda: TpeResearcher(seed=7),
+    "cmaes": lambda: CmaesResearcher(seed=7),
     "scripted": make_scripted,
 }
 

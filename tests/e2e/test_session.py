@@ -273,6 +273,21 @@ def test_a_death_between_verdict_and_crown_is_mended(bench: Bench) -> None:
     assert bench.head() == commit
 
 
+def test_an_import_that_was_cut_off_is_closed(bench: Bench) -> None:
+    """It is not the loop's to judge: a script has no build_model, and may not be kept."""
+    bench.run({"SCORE": 2.5})
+    with Ledger.open(bench.root / "ledger.sqlite") as ledger:
+        from autoresearch.values.records import Proposal
+
+        champion = ledger.history().champion
+        source = "from prepare import evaluate_bpb\n"
+        commit = bench.repository.commit_file(champion, "train.py", source, "script")
+        proposal = Proposal(source=source, description="x", parent=champion, researcher="import")
+        ledger.open_trial(proposal, commit)
+    bench.run({"SCORE": 2.5}, {"SCORE": 1.7})
+    assert bench.verdicts == ["discard", "interrupted", "keep"]
+
+
 def test_a_branch_moved_by_others_stops_the_session(bench: Bench) -> None:
     """Exit 3: the record and git disagree."""
     bench.run({"SCORE": 2.5})

@@ -17,10 +17,10 @@ from typing import Any
 import pytest
 import typer
 
-from autoresearch import assemble
+from autoresearch import arena, assemble, importing
 from autoresearch import doctor as doctor_module
 from autoresearch import workspace as workspaces
-from autoresearch.cli import app, main, options
+from autoresearch.cli import app, contest, main, options
 from autoresearch.data import dataset
 from autoresearch.doctor import Check
 from autoresearch.search.history import History
@@ -33,9 +33,11 @@ from autoresearch.values.records import (
     Decision,
     Measurement,
     Outcome,
+    Purpose,
     Verdict,
 )
 from autoresearch.views import plot
+from autoresearch.views.arena import Entry
 from autoresearch.workspace import Workspace, render_config
 
 SOURCE = str(Path(workspaces.__file__).parents[1])
@@ -61,6 +63,9 @@ FROZEN = {
     "gc": "--workspace --cap --json",
     "doctor": "--workspace --json",
     "mcp": "--workspace --http --port",
+    "arena": "--researcher --trials --hours --repeats --rounds --jobs --minutes --preset --budget "
+    "--seed --config --json",
+    "import": "--workspace --message --branch --budget --seed --json",
 }
 
 
@@ -631,3 +636,44 @@ def test_demo(
     assert json.loads(out)["trials"] == 5
     assert sessions[1].session.max_trials == 10
     assert len(prepared) == 2
+
+
+def test_import_runs_a_script_and_takes_in_a_table(
+    call: Call, here: Workspace, monkeypatch: pytest.MonkeyPatch, made: Any, tmp_path: Path
+) -> None:
+    """The suffix says which; a script's result says that it is unverified."""
+    run = made.run("c" * 40, Purpose.TRAIN, 2.5, unverified="own clock")
+    monkeypatch.setattr(importing, "import_script", lambda *_: (4, run))
+    monkeypatch.setattr(importing, "import_results", lambda *_: ((object(), object()), 1))
+    script = tmp_path / "other.py"
+    script.write_text("import prepare\n")
+    code, out, _ = call("import", script)
+    assert code == 0
+    assert "trial 4" in out
+    assert "unverified: own clock" in out
+    assert json.loads(call("import", script, "--json")[1])["run"]["unverified"] == "own clock"
+    code, out, _ = call("import", "results.tsv", "--branch", "old")
+    assert (code, out.startswith("2 new rows of results.tsv; 1 of")) == (0, True)
+
+
+def test_arena_gives_rules_and_prints_the_table(
+    call: Call, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Options become rules; what is not over says how to go on; a failed session is exit code 1."""
+    problems: dict[str, str] = {}
+    monkeypatch.setattr(arena, "prepare", lambda folder, rules, report: ["tpe-01"])
+    monkeypatch.setattr(arena, "play", lambda *_, **__: (False, problems))
+    monkeypatch.setattr(arena, "read_entry", lambda path: Entry(researcher="tpe", repeat=1))
+    monkeypatch.setattr(contest, "_require_cpu", lambda workspace, jobs: None)
+    folder = tmp_path / "duel"
+    code, out, err = call("arena", folder, "-r", "tpe", "--repeats", 1, "--budget", 2)
+    assert code == 0
+    assert "| tpe | 0 | 0 |" in out
+    assert "go on: autoresearch arena" in err
+    rules = json.loads((folder / "arena.json").read_text())
+    assert (rules["researchers"], rules["tables"]) == (["tpe"], {"trial": {"budget_s": 2.0}})
+    assert (folder / "arena.png").stat().st_size > 1000
+    problems["tpe-01"] = "broke"
+    code, out, _ = call("arena", folder, "--json")
+    assert (code, json.loads(out)["problems"]) == (1, {"tpe-01": "broke"})
+    assert call("arena", folder, "--config", tmp_path / "none.toml")[0] == 2

@@ -25,6 +25,7 @@ HAS_TORCH = ("inside/", "referee/scorer.py")  # processes of their own
 MAY_IMPORT_TORCH = (*HAS_TORCH, "wire/device_memory.py")  # what they share imports it late
 LATE = {
     "torch",
+    "cmaes",
     "optuna",
     "matplotlib",
     "huggingface_hub",

@@ -1,10 +1,11 @@
 """The command line. Each command opens what it needs, calls one function, prints the result.
 
-`work` holds the commands that change something, `claims` the one that checks a champion, `look`
-those that only show, `mcp_server` the one for agents, `options` what they share. Everything heavy
-is imported inside the commands, so that `autoresearch --help` answers at once. Exit codes: 0 ok, 1
-failed, 2 usage or configuration, 3 trust violation, 130 interrupted. With --json, standard output
-holds one JSON document and nothing else; progress goes to standard error.
+`work` holds the commands that change something, `claims` the one that checks a champion, `contest`
+the arena, `bring` the import, `look` those that only show, `mcp_server` the one for agents,
+`options` what they share. Everything heavy is imported inside the commands, so that `autoresearch
+--help` answers at once. Exit codes: 0 ok, 1 failed, 2 usage or configuration, 3 trust violation,
+130 interrupted. With --json, standard output holds one JSON document and nothing else; progress
+goes to standard error.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import Annotated
 
 import typer
 
-from autoresearch.cli import claims, look, work
+from autoresearch.cli import bring, claims, contest, look, work
 from autoresearch.cli.mcp_server import mcp
 from autoresearch.values.errors import AutoresearchError
 
@@ -39,10 +40,11 @@ app = typer.Typer(
 _COMMANDS: tuple[Callable[..., None], ...] = (
     *(work.demo, work.init, work.prepare, work.run, work.train, work.replay, claims.confirm),
     *(look.sample, look.status, look.verify, look.report, look.show, look.diff, look.export),
-    *(work.gc, look.doctor, mcp),
+    *(work.gc, look.doctor, mcp, contest.arena),
 )
 for _command in _COMMANDS:
     app.command()(_command)
+app.command(name="import")(bring.import_file)
 
 
 def _print_version(is_wanted: bool) -> None:

@@ -136,7 +136,7 @@ def run(
     ] = None,
     budget: Budget = None,
     researcher: Annotated[
-        str | None, typer.Option(metavar="KIND", help="tpe, random or scripted.")
+        str | None, typer.Option(metavar="KIND", help="tpe, cmaes, random or scripted.")
     ] = None,
     seed: Annotated[
         int | None, typer.Option(min=0, metavar="N", help="Seed of the researcher's own draws.")
@@ -253,7 +253,13 @@ def _try_out(workspace: Workspace, message: str, *, as_json: bool) -> None:
 
 
 def _run_once(
-    workspace: Workspace, source: str, commit: str, seed: int | None, label: str
+    workspace: Workspace,
+    source: str,
+    commit: str,
+    seed: int | None,
+    label: str,
+    *,
+    is_script: bool = False,
 ) -> Measurement:
     """One run, with a progress line on standard error."""
     from autoresearch.assemble import train_once
@@ -271,6 +277,7 @@ def _run_once(
             description=label,
             seed=fresh,
             watch=view.watch,
+            is_script=is_script,
         )
 
 
@@ -298,6 +305,7 @@ def replay(
       autoresearch replay 12
       autoresearch replay champion --json
     """
+    from autoresearch.search.imported import IMPORTER
     from autoresearch.values.records import to_json
     from autoresearch.views.show import compare_runs, find_trial, print_run
 
@@ -306,7 +314,9 @@ def replay(
     source = opened.repository.read(found.commit, "train.py")
     budget = found.runs[-1].budget_s if found.runs else None  # scores compare at one budget only
     same = options.change(opened, options.given(trial={"budget_s": budget}))
-    measurement = _run_once(same, source, found.commit, seed, f"replay of trial {found.trial_id}")
+    label = f"replay of trial {found.trial_id}"
+    is_script = found.researcher == IMPORTER
+    measurement = _run_once(same, source, found.commit, seed, label, is_script=is_script)
     comparison = compare_runs(found, measurement)
     if as_json:
         facts = {"trial": found.trial_id, "comparison": comparison, "run": to_json(measurement)}

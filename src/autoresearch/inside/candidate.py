@@ -17,6 +17,7 @@ import torch
 
 from autoresearch.inside import ops
 from autoresearch.inside.harness import Run
+from autoresearch.inside.script import Served, run_script
 from autoresearch.system.procs import die_with_parent
 from autoresearch.wire.channel import Channel, ChannelClosed
 
@@ -49,6 +50,8 @@ def main() -> None:
     set_threads(message.body["threads"])
     try:
         run = Run(channel, message.body, weights_fd=message.fds[0])
+        if message.body.get("is_script"):
+            run_script(message.body["train_path"], Served(run, channel, message.body))
         load_train(message.body["train_path"]).main(run)
         channel.send("failed", error="main() returned without run.submit(model)")
     except ChannelClosed:

@@ -33,7 +33,8 @@ CORES_TO_SPARE = 8  # with fewer, importing for the next run would slow this one
 class RunSpec:
     """What to run, once.
 
-    `cache_parent` is the commit whose compile caches the run may see ("": none).
+    `cache_parent` is the commit whose compile caches the run may see ("": none). `is_script`: the
+    source is a script in the reference's interface, without build_model and main.
     """
 
     run_id: int
@@ -44,6 +45,7 @@ class RunSpec:
     artifacts: Path
     is_audited: bool = False
     cache_parent: str = ""
+    is_script: bool = False
 
     @property
     def train_path(self) -> Path:
@@ -136,6 +138,8 @@ class Host:
             seat = None
         seat = seat or self.spawn(role)
         (seat.folder / "train.py").write_text(spec.source, encoding="utf-8")
+        if spec.is_script:  # it may encode text; what was learned from training text is no secret
+            shutil.copyfile(self.dataset.tokenizer_path, seat.folder / "tokenizer.json")
         self.cache.fill(seat.cache, spec.cache_parent)
         return seat
 
@@ -185,6 +189,7 @@ class Host:
             "seed": spec.seed,
             "threads": self.threads,
             "chunk_rows": self.config.trial.score_rows_per_chunk,
+            "is_script": spec.is_script,
         }
 
     def _walls(self, folder: Path, cache_folder: Path) -> Walls:

@@ -8,6 +8,7 @@ thing that comes back.
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -73,13 +74,35 @@ class Scoring:
         Raises:
             TrialFailed: the presenter failed (crash, timeout) or the scorer died (disturbed).
         """
-        presenter = seat.peer
+
+        def load(buffers: Message) -> None:
+            _expect(seat.peer, "hello", LOAD_LIMIT_S)
+            fds = [weights.fd, *buffers.fds]
+            seat.peer.send("load", fds, **self.host.settings(spec, seat))
+
+        return self._question(seat.peer, load, kind, **body)
+
+    def score_script(self, candidate: Peer, spec: RunSpec) -> dict[str, Any]:
+        """Let a script that called evaluate_bpb answer the scorer from its own process.
+
+        Raises:
+            TrialFailed: as `present`.
+        """
+
+        def load(buffers: Message) -> None:
+            candidate.send("present", buffers.fds)
+
+        return self._question(candidate, load, "score", run_id=spec.run_id)
+
+    def _question(
+        self, presenter: Peer, load: Callable[[Message], None], kind: str, **body: Any
+    ) -> dict[str, Any]:
+        """Give a presenter its buffers, hand its channel to the scorer, return the answer."""
         self._ready()
         buffers = self._ask_scorer("prepare", [], LOAD_LIMIT_S)
         try:
-            _expect(presenter, "hello", LOAD_LIMIT_S)
+            load(buffers)
             began = self.host.clock.monotonic()
-            presenter.send("load", [weights.fd, *buffers.fds], **self.host.settings(spec, seat))
             _expect(presenter, "ready", min(LOAD_LIMIT_S, self.limit_s))
         except PeerGone as gone:
             raise TrialFailed(Outcome.CRASH, FAILURES["presenter_died"]) from gone

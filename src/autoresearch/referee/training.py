@@ -75,6 +75,9 @@ class Training:
     def train(self) -> None:
         """From `start` to `submit`; the budget shrinks by start-up beyond the allowance.
 
+        A script of the reference's kind compiles on its own clock, so that it has the allowance
+        once more until it asks to be evaluated.
+
         Raises:
             TrialFailed: it crashed, overran its time, or the machine slept.
         """
@@ -86,10 +89,12 @@ class Training:
         self.surroundings = Surroundings(self.host.device, clock)
         began = clock.monotonic()
         limit = began + budget_s + max(GRACE_S, GRACE_FRAC * budget_s)
+        limit += trial.startup_allowance_s if self.spec.is_script else 0.0
         self._send("start", self.host.shard_fds, budget_s=budget_s)
         self.host.wait_ahead()
+        awaited = "evaluate" if self.spec.is_script else "submit"
         try:
-            body = self._wait("submit", limit, started_at=began)
+            body = self._wait(awaited, limit, started_at=began)
         finally:
             self.facts["training_s"] = clock.monotonic() - began
             self.facts["curve"] = self.telemetry.curve
@@ -99,7 +104,7 @@ class Training:
                 raise TrialFailed(Outcome.DISTURBED, f"{apart}: the machine slept or was reset")
         self.telemetry.keep(body.get("facts"))
         if began + self.facts["training_s"] > limit:
-            raise self._too_late("submit", limit - began)
+            raise self._too_late(awaited, limit - began)
 
     def take_weights(self) -> SharedBuffer:
         """End the candidate, then freeze what it wrote: from here on nobody can change a bit.
@@ -205,7 +210,11 @@ class Training:
             raise TrialFailed(Outcome.CRASH, f"started {usage.num_processes} processes")
 
     def _too_late(self, kind: str, allowed_s: float) -> TrialFailed:
-        what = {"submit": "the weights did not arrive", "ready": "it was not ready to train"}
+        what = {
+            "submit": "the weights did not arrive",
+            "evaluate": "evaluate_bpb was not called",
+            "ready": "it was not ready to train",
+        }
         return TrialFailed(
             Outcome.TIMEOUT, f"{what.get(kind, 'it did not start')} within {allowed_s:.1f} s"
         )

@@ -23,6 +23,7 @@ from autoresearch.values.records import Measurement, Outcome, to_json
 from autoresearch.wire.buffer import SharedBuffer
 
 WEIGHTS_KEPT = 4  # of the last runs, in memory, for audits and for keeping
+UNVERIFIED = "own clock, scored in its own process, not audited"
 FINDINGS = {
     "future": "cheat: before a cut it predicts {gain} better when the true text follows: it reads "
     "ahead",
@@ -157,6 +158,9 @@ class Referee:
         Raises:
             TrialFailed: with the outcome and the reason.
         """
+        if spec.is_script:
+            self._measure_script(spec, watch, facts)
+            return
         candidate = self.host.take("candidate", spec)
         try:
             presenter = self.host.take("presenter", spec)
@@ -176,9 +180,35 @@ class Referee:
                 self._audit(spec, facts)
         finally:
             facts.update({**training.facts, **facts})
-            self._end(spec, candidate, presenter)
+            self._end(spec, candidate, presenter, output=None)
             if not self.has_weights(spec.run_id):
                 training.weights.close()
+
+    def _measure_script(self, spec: RunSpec, watch: Watch, facts: dict[str, Any]) -> None:
+        """A script of the reference's kind, whose own process answers the scorer.
+
+        It ends with the scoring. From its call of evaluate_bpb on it has seen validation tokens, so
+        that nothing which it prints afterwards is kept.
+
+        Raises:
+            TrialFailed: with the outcome and the reason.
+        """
+        candidate = self.host.take("candidate", spec)
+        training = Training(self.host, spec, candidate, watch)
+        output = None
+        facts["unverified"] = UNVERIFIED
+        try:
+            training.prepare()
+            training.train()
+            output = candidate.peer.tree.output.text()
+            began = self.host.clock.monotonic()
+            answer = self.scoring.score_script(candidate.peer, spec)
+            facts["scoring_s"] = self.host.clock.monotonic() - began
+            facts.update(val_bpb=answer["val_bpb"], val_bpb_decoded=answer["val_bpb_decoded"])
+        finally:
+            facts.update({**training.facts, **facts})
+            self._end(spec, candidate, output=output)
+            training.weights.close()
 
     def _score(
         self, spec: RunSpec, presenter: Seat, weights: SharedBuffer, facts: dict[str, Any]
@@ -198,17 +228,17 @@ class Referee:
         while len(self._weights) > WEIGHTS_KEPT:
             self._weights.popitem(last=False)[1][1].close()
 
-    def _end(self, spec: RunSpec, candidate: Seat, presenter: Seat) -> None:
-        """Leave no process behind; keep what the candidate printed."""
+    def _end(self, spec: RunSpec, *seats: Seat, output: str | None) -> None:
+        """Leave no process behind; keep `output`, by default all that the first of them printed."""
         failures = []
-        for seat in (candidate, presenter):
+        for seat in seats:
             try:
                 seat.end()
             except AutoresearchError as error:
                 failures.append(str(error))
-        (spec.artifacts / "stdout.log").write_text(
-            candidate.peer.tree.output.text(), errors="replace"
-        )
+        if output is None:
+            output = seats[0].peer.tree.output.text()
+        (spec.artifacts / "stdout.log").write_text(output, errors="replace")
         if failures:
             raise AutoresearchError("; ".join(failures))
 

@@ -61,6 +61,17 @@ class RefusedProposal:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ImportedTrial:
+    """A row of a results.tsv made elsewhere; its score does not compare with ours."""
+
+    commit: str
+    val_bpb: float | None
+    memory_gb: float
+    status: str
+    description: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SessionStart:
     """A session began, or went on where one had stopped."""
 
@@ -87,6 +98,7 @@ class History:
     confirmations: tuple[Confirmation, ...] = ()
     next_confirmation: int = 1  # its number, over all branches of the workspace
     num_holdout_queries: int = 0  # likewise
+    imported: tuple[ImportedTrial, ...] = ()
     baseline_constants: Mapping[str, Any] = field(default_factory=dict)
     is_running: bool = False  # the last session has not recorded its stop: it goes on, or it died
     next_run_id: int = 1
@@ -182,6 +194,7 @@ class Fold:
             "open_confirmation": self._open_confirmation,
             "ask_holdout": self._ask_holdout,
             "close_confirmation": self._close_confirmation,
+            "import_results": self._import_results,
             "stop_session": self._stop_session,
         }
         self._made: dict[str, History] = {}
@@ -269,6 +282,12 @@ class Fold:
         commit, trial_id = event.body["commit"], event.body["trial_id"]
         branch.append("crowns", Crown(seq=event.seq, at=event.at, commit=commit, trial_id=trial_id))
         branch.fields.update(champion=commit, champion_trial_id=trial_id)
+
+    def _import_results(self, event: Event, branch: _Branch) -> None:
+        """It may come before the branch's first session."""
+        branch = self._branches.setdefault(event.body["branch"], _Branch())
+        for row in event.body["rows"]:
+            branch.append("imported", ImportedTrial(**row))
 
     def _refuse_proposal(self, event: Event, branch: _Branch) -> None:
         branch.append("refusals", RefusedProposal(seq=event.seq, at=event.at, **event.body))

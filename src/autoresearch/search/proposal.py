@@ -60,14 +60,14 @@ def _check_program(source: str) -> Refusal | None:
         fingerprint(source)
     except UserError as error:
         return Refusal(kind="no_python", reason=str(error))
-    missing = [name for name in REQUIRED if not _defines(tree, name)]
+    missing = [name for name in REQUIRED if not defines(tree, name)]
     if missing:
         reason = f"train.py does not define {' and '.join(missing)}, which the harness calls"
         return Refusal(kind="incomplete", reason=reason)
     return None
 
 
-def _defines(tree: ast.Module, name: str) -> bool:
+def defines(tree: ast.Module, name: str) -> bool:
     """True when the module binds `name` at its top level, or in a branch there."""
     for node in ast.walk(tree):
         if isinstance(node, ast.FunctionDef | ast.ClassDef) and node.name == name:

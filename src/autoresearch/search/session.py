@@ -20,6 +20,7 @@ from autoresearch.search.disturbance import set_aside
 from autoresearch.search.early_stop import EarlyStop, judge_stopped, stops_too_much
 from autoresearch.search.history import History
 from autoresearch.search.hook import run_hook
+from autoresearch.search.imported import IMPORTER
 from autoresearch.search.judge import (
     Need,
     champion_trouble,
@@ -148,6 +149,11 @@ class Session:
     def _resume(self) -> None:
         """Bring the branch to where the ledger is, finishing what a death cut off."""
         history = self.history
+        left = history.open_trial
+        if left is not None and left.researcher == IMPORTER:  # a death between two lines of import
+            reason = "the import was cut off"
+            decision = Decision(verdict=Verdict.INTERRUPTED, reason=reason)
+            self.ledger.close_trial(left.trial_id, decision)
         for trial in history.trials[-1:]:
             is_kept = trial.decision is not None and trial.decision.verdict is Verdict.KEEP
             if is_kept and history.champion != trial.commit:

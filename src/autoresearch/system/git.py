@@ -89,6 +89,22 @@ class Repository:
         entries = self._run(*arguments).decode(errors="surrogateescape").split("\0")
         return [entry[3:] for entry in entries if entry]
 
+    def fetch(self, source: Path, branch: str, ref: str) -> str:
+        """Copy a branch of another repository on this machine to `ref`; the commit it is at.
+
+        Raises:
+            UserError: there is no such repository or branch.
+        """
+        refspec = f"+refs/heads/{branch}:{ref}"
+        try:
+            self._run("fetch", "--quiet", "--no-tags", "--", str(source.absolute()), refspec)
+        except GitError as error:
+            raise UserError(
+                f"there is no branch {branch!r} to fetch from {source}: {error}; see "
+                f"`git -C {source} branch`"
+            ) from error
+        return self.resolve(ref) or ""
+
     def read(self, commit: str, path: str) -> str:
         """The text of one file in one commit.
 

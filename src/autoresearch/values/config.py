@@ -130,7 +130,7 @@ class ConfirmSettings:
 class ResearcherSettings:
     """Who proposes."""
 
-    kind: str = _field("tpe", "tpe, random or scripted")
+    kind: str = _field("tpe", "tpe, cmaes, random or scripted")
     seed: int = _field(0, "seed of the researcher's own draws", low=0)
     script: str = _field("", "folder of edits for the scripted researcher")
 

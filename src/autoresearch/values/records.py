@@ -97,6 +97,7 @@ class Measurement:
     sandbox: str = ""
     device: str = ""
     was_audited: bool = False
+    unverified: str = ""  # what was not enforced for a script of the reference's kind; "": ours
     audit: dict[str, Any] = field(default_factory=dict)
     hardware: dict[str, Any] = field(default_factory=dict)
     reported: dict[str, Any] = field(default_factory=dict)

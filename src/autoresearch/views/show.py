@@ -222,6 +222,8 @@ def print_run(console: Console, run: Measurement, runs_folder: Path) -> None:
             + Text(clean(run.reason) or "no reason given"),
             soft_wrap=True,
         )
+    if run.unverified:
+        console.print(Text(f"unverified: {clean(run.unverified)}", style="yellow"), soft_wrap=True)
     where = clean(runs_folder / run.artifacts)
     console.print(Text(f"run {run.run_id}, artifacts in {where}", style="dim"), soft_wrap=True)
     console.print(summary_block(run), soft_wrap=True)

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 
 from autoresearch.search.early_stop import interval, is_switched_off, replay
 from autoresearch.search.history import History
+from autoresearch.search.imported import imported_lines
 from autoresearch.search.noise import Noise
 from autoresearch.values.config import Config
 from autoresearch.values.records import Outcome, Trial, Verdict
@@ -51,6 +52,7 @@ def summary_markdown(history: History, noise: Noise, config: Config) -> str:
         _tried(history),
         _failed(history),
         _early_stop(history, config),
+        _imported(history),
         _machine(history, digest),
         _next_steps(history, digest),
     ]
@@ -272,6 +274,11 @@ def _early_stop(history: History, config: Config) -> list[str]:
     if is_switched_off(history):
         lines.append("- It switched itself off in the last session: it ended too many trials")
     return lines
+
+
+def _imported(history: History) -> list[str]:
+    lines = [f"- {markdown(line, 200)}" for line in imported_lines(history, _ROWS)]
+    return ["## History made elsewhere", "", *lines] if lines else []
 
 
 def _machine(history: History, digest: Digest) -> list[str]:

@@ -54,11 +54,15 @@ def make_researcher(settings: ResearcherSettings, folder: Path | None = None) ->
         from autoresearch.search.researchers.tpe import TpeResearcher
 
         return TpeResearcher(seed=settings.seed)
+    if settings.kind == "cmaes":
+        from autoresearch.search.researchers.cmaes import CmaesResearcher
+
+        return CmaesResearcher(seed=settings.seed)
     if settings.kind == "scripted":
         from autoresearch.search.researchers.scripted import ScriptedResearcher
 
         return ScriptedResearcher((folder or Path()) / settings.script)
     raise UserError(
-        f"researcher.kind is {settings.kind!r}, expected one of 'tpe', 'random', 'scripted'; "
-        "mend it in autoresearch.toml"
+        f"researcher.kind is {settings.kind!r}, expected one of 'tpe', 'cmaes', 'random', "
+        "'scripted'; mend it in autoresearch.toml"
     )

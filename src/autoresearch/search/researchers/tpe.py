@@ -17,6 +17,7 @@ ranks behind every trial with a score.
 
 from __future__ import annotations
 
+import math
 import random
 import statistics
 import warnings
@@ -73,7 +74,7 @@ class TpeResearcher:
 
 
 def known_points(history: History) -> list[Point]:
-    """Constants and score of the baseline and of every finished trial that has constants.
+    """Constants and score of the baseline and of every finished trial that has constants, in order.
 
     A trial's score is the mean of its fresh runs where it became champion, else what it gained on
     the mean of its parent's: what the machine's speed was at the moment drops out where the gain
@@ -83,20 +84,21 @@ def known_points(history: History) -> list[Point]:
     points: list[Point] = []
     if history.baseline_constants and history.baseline in means:
         points.append((history.baseline_constants, means[history.baseline]))
-    failed: list[Mapping[str, Any]] = []
+    scored = list(points)
     for trial in history.trials:
         score = _trial_score(trial, means)
         if trial.parameters is None or trial.decision is None:
             continue
         if score is not None:
-            points.append((trial.parameters, score))
+            scored.append((trial.parameters, score))
         elif trial.decision.verdict in _FAILED:
-            failed.append(trial.parameters)
-    scores = sorted(score for _, score in points)
-    if scores:
-        penalty = scores[_CRASH_PERCENTILE * (len(scores) - 1) // 100]
-        points += [(parameters, penalty) for parameters in failed]
-    return points
+            score = math.nan
+        points += [(trial.parameters, score)] if score is not None else []
+    if not scored:
+        return []
+    scores = sorted(score for _, score in scored)
+    penalty = scores[_CRASH_PERCENTILE * (len(scores) - 1) // 100]
+    return [(values, penalty if math.isnan(score) else score) for values, score in points]
 
 
 def pruned_points(history: History) -> list[Pruned]:

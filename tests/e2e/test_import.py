@@ -1,0 +1,141 @@
+"""Scripts and histories made for the reference, through a real referee and real sandboxes."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from lab import STUBS, VOCAB, Lab, make_dataset
+
+from autoresearch.data.tokenizer import train_tokenizer
+from autoresearch.importing import import_results, read_script
+from autoresearch.referee.trial import UNVERIFIED
+from autoresearch.search.ledger import Ledger
+from autoresearch.system.git import Repository
+from autoresearch.values.errors import UserError
+from autoresearch.values.records import Measurement, Outcome
+from autoresearch.views.digest import find_noise
+from autoresearch.views.summary import summary_markdown
+from autoresearch.workspace import init
+
+SCRIPT = (STUBS / "reference_script.py").read_text(encoding="utf-8")
+
+
+def make_lab(folder: Path, **trial: Any) -> Lab:
+    """A lab whose candidates are the real ones, and whose data has a tokenizer."""
+    dataset = make_dataset(folder / "data")
+    words = [f"one two {n} three" * 3 for n in range(400)]
+    dataset.tokenizer_path.write_text(train_tokenizer(words, VOCAB).text, encoding="utf-8")
+    return Lab(folder, is_stub=False, dataset=dataset, **{"budget_s": 2.0, **trial})
+
+
+@pytest.fixture(scope="module")
+def torch_lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+    """One for all tests without a card."""
+    lab = make_lab(tmp_path_factory.mktemp("import"))
+    yield lab
+    lab.close()
+
+
+def check_score(lab: Lab, run: Measurement) -> None:
+    """The script learned from the rows served; its score is the scorer's, and marked."""
+    said = lab.stdout(run)
+    assert (run.outcome, run.reason) == (Outcome.SCORED, ""), said
+    assert run.unverified == UNVERIFIED
+    rows = lab.host.dataset.rows(lab.host.dataset.validation_path)
+    num_bytes = np.load(lab.host.dataset.token_bytes_path)[rows[:, 1:]]
+    uniform = math.log2(VOCAB) * np.count_nonzero(num_bytes) / num_bytes.sum()
+    assert run.val_bpb is not None
+    assert 0.2 * uniform < run.val_bpb < 0.9 * uniform
+    assert "stands in for kernels-community/flash-attn3" in said
+
+
+@pytest.mark.gpu
+@pytest.mark.timeout(300)
+def test_a_script_runs_unmodified_on_a_card(tmp_path: Path) -> None:
+    """The same file in bfloat16; logits reach the scorer through device memory."""
+    lab = make_lab(tmp_path)
+    lab.host.device = "cuda:0"
+    try:
+        check_score(lab, lab.run(SCRIPT, is_script=True))
+    finally:
+        lab.close()
+
+
+def test_a_script_runs_unmodified_and_the_scorer_makes_its_score(torch_lab: Lab) -> None:
+    """What it prints before the evaluation is kept, nothing after."""
+    run = torch_lab.run(SCRIPT, is_script=True)
+    check_score(torch_lab, run)
+    said = torch_lab.stdout(run)
+    assert run.reported["num_params_M"] == pytest.approx(0.022, rel=0.1)
+    assert "trained" in said
+    assert "val_bpb" not in said
+    assert not torch_lab.referee.has_weights(run.run_id)
+    assert json.loads((torch_lab.folder / "runs" / run.artifacts / "measurement.json").read_text())
+
+
+def test_a_results_file_and_its_branch_seed_the_history(tmp_path: Path) -> None:
+    """Rows go beside the trials, once; commits of the branch can be read here."""
+    (tmp_path / "old").mkdir()
+    old = Repository.create(tmp_path / "old")
+    (old.path / "train.py").write_text("print(1)\n")
+    commit = old.commit_files(["train.py"], "baseline")
+    tsv = old.path / "results.tsv"
+    header = "commit\tval_bpb\tmemory_gb\tstatus\tdescription\n"
+    tsv.write_text(
+        f"{header}{commit[:7]}\t0.99\t44.0\tkeep\tbaseline\n0000000\t1.1\t44.0\tdiscard\tGeLU\n"
+    )
+    workspace = init(tmp_path / "new", "demo")
+    rows, found = import_results(workspace, tsv, "main")
+    assert ([row.description for row in rows], found) == (["baseline", "GeLU"], 1)
+    assert workspace.repository.read(commit, "train.py") == "print(1)\n"
+    assert import_results(workspace, tsv) == ((), 0)
+    with Ledger.read(workspace.ledger_path) as ledger:
+        history = ledger.history("autoresearch/main")
+    assert (history.imported, history.trials) == (rows, ())
+    config = workspace.config
+    assert "2 imported trials" in summary_markdown(history, find_noise(history, config), config)
+    with pytest.raises(UserError, match="no branch 'gone'"):
+        import_results(workspace, tsv, "gone")
+
+
+def test_a_train_py_of_ours_needs_no_import(tmp_path: Path) -> None:
+    """It is told what to do instead; a script of the other kind is taken."""
+    path = tmp_path / "train.py"
+    path.write_text("def build_model(run): ...\ndef main(run): ...\n")
+    with pytest.raises(UserError, match="needs no import"):
+        read_script(path)
+    path.write_text(SCRIPT)
+    assert read_script(path) == SCRIPT
+
+
+HEAD = "from prepare import MAX_SEQ_LEN, Tokenizer, evaluate_bpb, make_dataloader\n"
+CASES = {
+    "print('done')": "ended without calling evaluate_bpb",
+    "make_dataloader(None, 4, MAX_SEQ_LEN, 'val')": "only 'train' is served",
+    "evaluate_bpb(lambda x: x, None, 4)": "logits of shape",
+}
+
+
+@pytest.mark.parametrize("line", list(CASES))
+def test_what_a_script_may_not_do_has_no_score(torch_lab: Lab, line: str) -> None:
+    """Each ends as a crash with a reason."""
+    run = torch_lab.run(HEAD + line, is_script=True)
+    assert run.outcome is Outcome.CRASH
+    assert CASES[line] in run.reason
+    assert run.val_bpb is None
+
+
+def test_a_script_that_ignores_its_budget_is_ended(torch_lab: Lab) -> None:
+    """The referee's clock bounds the script's own: budget and what it may compile for."""
+    torch_lab.configure(budget_s=0.5, startup_allowance_s=1.0)
+    run = torch_lab.run(
+        HEAD + "for _ in make_dataloader(None, 4, 8, 'train'): pass", is_script=True
+    )
+    assert run.outcome is Outcome.TIMEOUT
+    assert "evaluate_bpb was not called within" in run.reason
