@@ -1,11 +1,11 @@
 """The command line. Each command opens what it needs, calls one function, prints the result.
 
-`work` holds the commands that change something, `claims` the one that checks a champion, `contest`
-the arena, `bring` the import, `look` those that only show, `mcp_server` the one for agents,
-`options` what they share. Everything heavy is imported inside the commands, so that `autoresearch
---help` answers at once. Exit codes: 0 ok, 1 failed, 2 usage or configuration, 3 trust violation,
-130 interrupted. With --json, standard output holds one JSON document and nothing else; progress
-goes to standard error.
+`work` holds the commands that make and run sessions, `tries` those for one train.py, `claims` the
+one that checks a champion, `contest` the arena, `bring` the import, `look` those that only show,
+`mcp_server` the one for agents, `options` what they share. Everything heavy is imported inside the
+commands, so that `autoresearch --help` answers at once. Exit codes: 0 ok, 1 failed, 2 usage or
+configuration, 3 trust violation, 130 interrupted. With --json, standard output holds one JSON
+document and nothing else; progress goes to standard error.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Annotated
 
 import typer
 
-from autoresearch.cli import bring, claims, contest, look, work
+from autoresearch.cli import bring, claims, contest, look, tries, work
 from autoresearch.cli.mcp_server import mcp
 from autoresearch.values.errors import AutoresearchError
 
@@ -38,7 +38,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 _COMMANDS: tuple[Callable[..., None], ...] = (
-    *(work.demo, work.init, work.prepare, work.run, work.train, work.replay, claims.confirm),
+    *(work.demo, work.init, work.prepare, work.run, tries.train, tries.replay, claims.confirm),
     *(look.sample, look.status, look.verify, look.report, look.show, look.diff, look.export),
     *(work.gc, look.doctor, mcp, contest.arena),
 )
