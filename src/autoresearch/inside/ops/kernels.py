@@ -103,6 +103,19 @@ def split_heads(
 
 
 @triton.jit
+def _open_back(opening, value, dvalue, dopening, gradient, N, rows):
+    """Gradients of a value embedding (rows, D) and of the gate (rows,) that let it in."""
+    inside = rows < N
+    gate = tl.sigmoid(tl.load(opening, mask=inside, other=0.0).to(tl.float32))
+    mixed = tl.load(value, mask=inside[:, None], other=0.0).to(tl.float32)
+    gradient = gradient.to(tl.float32)
+    own = (2.0 * gate[:, None] * gradient).to(dvalue.dtype.element_ty)
+    tl.store(dvalue, own, mask=inside[:, None])
+    slope = tl.sum(gradient * mixed, 1) * (2.0 * gate * (1.0 - gate))
+    tl.store(dopening, slope.to(dopening.dtype.element_ty), mask=inside)
+
+
+@triton.jit
 def split_heads_backward(
     dq,  # (N, H 2 HALF)
     dk,  # (N, G 2 HALF)
@@ -160,15 +173,10 @@ def split_heads_backward(
             gradient = tl.load(dv + place, mask=inside, other=0.0)
             tl.store(goal, gradient, mask=inside)
         if HAS_VALUE:
-            gate = tl.load(opening + rows * G + head, mask=rows < N, other=0.0)
-            gate = tl.sigmoid(gate.to(tl.float32))
-            mixed = tl.load(value + place, mask=inside, other=0.0).to(tl.float32)
-            gradient = gradient.to(tl.float32)
-            own = (2.0 * gate[:, None] * gradient).to(dvalue.dtype.element_ty)
-            tl.store(dvalue + place, own, mask=inside)
-            slope = tl.sum(gradient * mixed, 1) * (2.0 * gate * (1.0 - gate))
-            place = dopening + rows * G + head
-            tl.store(place, slope.to(dopening.dtype.element_ty), mask=rows < N)
+            gate = rows * G + head
+            _open_back(
+                opening + gate, value + place, dvalue + place, dopening + gate, gradient, N, rows
+            )
 
 
 @triton.jit
