@@ -16,13 +16,17 @@ PIN := $(shell sed -n 's/^torch==//p' constraints.txt)
 comma := ,
 TORCH := $(if $(HAS_NVIDIA),torch===$(PIN),torch==$(PIN))
 
-.PHONY: demo test check format clean
+.PHONY: demo test test-agents check format clean
 
 demo: $(VENV)/demo.stamp
 	$(VENV)/bin/autoresearch demo $(DEMO)
 
 test: check
 	$(VENV)/bin/python -m pytest -n $(WORKERS) --cov --cov-report=term-missing:skip-covered
+
+# Needs Node 20 or newer. Installs five coding agents into .agents and drives them against a model server on this machine.
+test-agents: $(VENV)/test.stamp
+	$(VENV)/bin/python tests/agents/run_clients.py --folder .agents
 
 check: $(VENV)/test.stamp
 	$(VENV)/bin/ruff format --check
@@ -35,7 +39,7 @@ format: $(VENV)/test.stamp
 	$(VENV)/bin/ruff check --fix
 
 clean:
-	rm -rf $(VENV) build dist src/*.egg-info .coverage .coverage.* .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .agents build dist src/*.egg-info .coverage .coverage.* .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, this is " + sys.version.split()[0] + "; try: make PYTHON=python3.12")'

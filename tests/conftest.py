@@ -5,12 +5,15 @@ hypothesis.
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
 
 from autoresearch.system import hardware
+
+sys.path.insert(0, str(Path(__file__).parent / "stubs"))
 
 settings.register_profile("steady", deadline=None, derandomize=True, database=None, max_examples=60)
 settings.load_profile("steady")

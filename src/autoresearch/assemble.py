@@ -5,6 +5,7 @@ The commands that run candidates meet here; each opens what it needs and closes 
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -19,7 +20,7 @@ from autoresearch.referee.trial import Referee
 from autoresearch.search.branch import Branch
 from autoresearch.search.ledger import Ledger
 from autoresearch.search.observer import Observer
-from autoresearch.search.researchers import Researcher, make_researcher
+from autoresearch.search.researchers import Desk, Researcher, make_researcher
 from autoresearch.search.researchers.hand import HandResearcher
 from autoresearch.search.session import Session
 from autoresearch.system import hardware
@@ -102,7 +103,15 @@ def open_session(
         open_referee(workspace, config, clock) as referee,
     ):
         _start(ledger, config, branch, baseline, referee)
-        chosen = researcher or make_researcher(config.researcher, workspace.root)
+        desk = Desk(
+            config=config,
+            ledger=ledger,
+            branch=branch,
+            root=workspace.root,
+            runs_folder=workspace.runs_folder,
+            environment=os.environ,
+        )
+        chosen = researcher or make_researcher(config.researcher, workspace.root, desk)
         yield Session(config, ledger, branch, referee, chosen, observer, workspace.runs_folder)
 
 

@@ -6,6 +6,7 @@ import random
 from collections.abc import Callable
 
 import pytest
+from askers import make_agent, make_hybrid, make_llm
 
 from autoresearch.search.history import Event, Fold, History
 from autoresearch.search.proposal import check_proposal
@@ -51,6 +52,9 @@ MAKERS: dict[str, Callable[[], Researcher]] = {
     "tpe": lambda: TpeResearcher(seed=7),
     "cmaes": lambda: CmaesResearcher(seed=7),
     "scripted": make_scripted,
+    "llm": make_llm,
+    "agent": make_agent,
+    "hybrid": make_hybrid,
 }
 
 

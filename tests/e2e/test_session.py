@@ -14,13 +14,14 @@ import pytest
 
 from autoresearch.search.branch import Branch
 from autoresearch.search.ledger import Ledger
+from autoresearch.search.researchers import Unusable
 from autoresearch.search.researchers.scripted import ScriptedEdit, ScriptedResearcher
 from autoresearch.search.session import Session
 from autoresearch.system.clock import FakeClock
 from autoresearch.system.git import Repository
 from autoresearch.values.config import Config, override
 from autoresearch.values.errors import Interrupted, TrialFailed, TrustViolation, UserError
-from autoresearch.values.records import Measurement, Outcome, Purpose, Verdict
+from autoresearch.values.records import Measurement, Outcome, Proposal, Purpose, Verdict
 
 TRAIN = """\
 SCORE = 2.0  # what the fake referee gives it [1.0, 3.0]
@@ -399,3 +400,37 @@ def test_the_diff_lies_beside_a_trials_runs(bench: Bench) -> None:
     bench.run({"SCORE": 2.5})
     folder = bench.root / "runs" / bench.history.trials[0].runs[0].artifacts
     assert "+SCORE = 2.5" in (folder / "diff.patch").read_text()
+
+
+class Mute:
+    """A researcher that never has a proposal."""
+
+    name = "agent"
+
+    def __init__(self) -> None:
+        self.num_asked = 0
+
+    def propose(self, *_: Any) -> Proposal:
+        """Never."""
+        self.num_asked += 1
+        raise Unusable("hang", "no answer", edit="half an edit")
+
+
+def test_a_researcher_without_ideas_is_waited_for(bench: Bench) -> None:
+    """Every tenth refusal in a row doubles the pause and says so; only a stop rule ends it."""
+    config = override(bench.config, session={"max_hours": 1.0}, researcher={"backoff_s": 100.0})
+    branch, mute = Branch(bench.repository, "t"), Mute()
+    clock = bench.referee.host.clock
+    with Ledger.open(bench.root / "ledger.sqlite") as ledger:
+        ledger.start_session(config, branch.name, branch.start(), {})
+        args = (config, ledger, branch, bench.referee, mute, bench.watcher, bench.root / "runs")
+        began = clock.monotonic()
+        assert "hours have passed" in Session(*args).run()  # type: ignore[arg-type]
+    history = bench.history
+    pauses = [note.body["text"] for note in history.notes if note.kind == "note.pause"]
+    assert pauses[0] == "10 proposals in a row were not worth running; waiting 100 s"
+    assert pauses[1] == "20 proposals in a row were not worth running; waiting 200 s"
+    assert mute.num_asked == len(history.refusals) == history.refusals_in_a_row == 60
+    assert clock.monotonic() - began < 3700
+    refusal = history.refusals[0]
+    assert (refusal.kind, refusal.reason, refusal.edit) == ("hang", "no answer", "half an edit")

@@ -1,11 +1,12 @@
-"""A whole session in a process of its own, to be killed: python drive.py FOLDER MAX_TRIALS
+"""A whole session in a process of its own, to be killed: python drive.py FOLDER MAX_TRIALS [TABLES]
 
-Real git, ledger, referee and sandbox; candidates and scorer are the stubs. Running it again goes on
-from the ledger.
+TABLES is JSON: settings by table, and with them the researcher that they name. Real git, ledger,
+referee and sandbox; candidates and scorer are the stubs. Running it again goes on from the ledger.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import sys
@@ -17,6 +18,7 @@ from lab import Lab, make_dataset
 from autoresearch.referee import peer, scoring
 from autoresearch.search.branch import Branch
 from autoresearch.search.ledger import Ledger
+from autoresearch.search.researchers import Desk, make_researcher
 from autoresearch.search.researchers.random import RandomResearcher
 from autoresearch.search.session import Session
 from autoresearch.system.git import Repository
@@ -52,6 +54,9 @@ def main(run):
 """
 
 
+PROGRAM = "# The task\nFind the train.py with the lowest val_bpb.\nKeep the scorer as it is.\n"
+
+
 class Silent:
     """An observer that sees nothing."""
 
@@ -80,7 +85,8 @@ def prepare(folder: Path) -> Repository:
     (folder / "workspace").mkdir()
     repository = Repository.create(folder / "workspace")
     (folder / "workspace" / "train.py").write_text(TRAIN)
-    repository.commit_files(["train.py"], "start")
+    (folder / "workspace" / "program.md").write_text(PROGRAM)
+    repository.commit_files(["program.md", "train.py"], "start")
     (folder / "ready").touch()
     return repository
 
@@ -103,18 +109,30 @@ def main() -> None:
     scoring.open_scorer = open_stub_scorer
     repository = prepare(folder)
     lab = open_lab(folder)
+    tables = json.loads(sys.argv[3]) if len(sys.argv) > 3 else {}
     config = override(
         lab.host.config,
         judge={"policy": "greedy", "calibration_runs": 2, "implausible_gain_frac": 9.0},
         session={"max_trials": max_trials, "tag": "kill"},
         confirm={"at_end": "DRIVE_CONFIRMS" in os.environ, "runs": 3},
+        **tables,
     )
     lab.host.config = config
     branch = Branch(repository, "kill")
     baseline = branch.start()
     with Ledger.open(folder / "ledger.sqlite") as ledger, lab.referee as referee:
         ledger.start_session(config, branch.name, baseline, {})
+        desk = Desk(
+            config=config,
+            ledger=ledger,
+            branch=branch,
+            root=folder / "workspace",
+            runs_folder=folder / "runs",
+            environment=os.environ,
+        )
         researcher = RandomResearcher(seed=1)
+        if tables:
+            researcher = make_researcher(config.researcher, None, desk)
         session = Session(config, ledger, branch, referee, researcher, Silent(), folder / "runs")
         print(session.run(), flush=True)
 

@@ -32,7 +32,7 @@ def test_values_are_read() -> None:
             "[trial]\nbugdet_s = 3",
             r"unknown key 'trial.bugdet_s', valid here: budget_s, busy_device",
         ),
-        ("[tirals]", r"unknown key 'tirals', valid here: artifacts, confirm, data"),
+        ("[tirals]", r"unknown key 'tirals', valid here: agent, artifacts, confirm, data"),
         ("trial = 3", r"trial must be a table \[trial\], it is 3"),
         ("[trial]\nbudget_s = 'long'", r"trial.budget_s is 'long', expected a value of type float"),
         ("[trial]\nbudget_s = true", r"trial.budget_s is True, expected a value of type float"),

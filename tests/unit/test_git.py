@@ -172,3 +172,14 @@ def test_the_set_up_of_the_machine_does_not_leak_in(
     inner.set_ref(BRANCH, new, None)
     assert "\x1b[" not in inner.diff(start, new, "train.py")
     assert outer.resolve("HEAD") is None
+
+
+def test_export_gives_files_and_nothing_else(repository: Repository, tmp_path: Path) -> None:
+    """No repository goes with them, and the person's checkout does not matter."""
+    commit = repository.head()
+    (repository.path / "train.py").write_text("being edited\n")
+    folder = tmp_path / "out"
+    folder.mkdir()
+    repository.export(commit, folder)
+    assert sorted(path.name for path in folder.iterdir()) == ["notes.md", "train.py"]
+    assert (folder / "train.py").read_text() == repository.read(commit, "train.py")

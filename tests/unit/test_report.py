@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from autoresearch.search.history import History, RefusedProposal
 from autoresearch.search.noise import Noise
 from autoresearch.values.config import Config, override
-from autoresearch.values.records import Confirmation, Decision, Outcome, Purpose, Verdict
+from autoresearch.values.records import Call, Confirmation, Decision, Outcome, Purpose, Verdict
 from autoresearch.views import plot
 from autoresearch.views.digest import active_seconds, measure, score_trial
 from autoresearch.views.report import results_tsv, write_report
@@ -290,8 +290,10 @@ def test_advice_follows_the_figures(history: History, noise: Noise) -> None:
     ]
     runs = (dataclasses.replace(history.runs[0], sandbox="none"), *history.runs[1:])
     refusal = RefusedProposal(seq=1, at=0, researcher="tpe", description="x", reason="a repeat")
+    ask = {"turn": 0, "researcher": "llm", "model": "m", "reserved_usd": 0.5}
+    calls = (Call(call_id=1, is_settled=True, settled_usd=0.25, **ask), Call(call_id=2, **ask))
     changed = dataclasses.replace(
-        history, trials=(*history.trials, *trials), runs=runs, refusals=(refusal,)
+        history, trials=(*history.trials, *trials), runs=runs, refusals=(refusal,), calls=calls
     )
     page = summary_markdown(changed, noise, override(Config(), judge={"policy": "greedy"}))
     for words in (
@@ -301,6 +303,7 @@ def test_advice_follows_the_figures(history: History, noise: Noise) -> None:
         "Nothing was kept in the last 26 trials",
         "half of such keeps are luck",
         "1 proposal not run, the last: a repeat",
+        "2 calls of models: $0.75, $0.50 of it held for calls without an answer",
     ):
         assert words in page
 

@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+import re
 import unicodedata
+from pathlib import Path
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autoresearch.values.text import MOST_VALUES, one_line, plain_values
+from autoresearch.values import text
+from autoresearch.values.text import (
+    HIDDEN,
+    MOST_VALUES,
+    fence,
+    one_line,
+    plain_values,
+    redact,
+    secrets_of,
+)
 
 
 @given(st.text(st.characters(), max_size=600), st.integers(4, 400))
@@ -36,3 +47,37 @@ def test_only_plain_values_stay() -> None:
     assert plain_values(values) == {"a b": 1, "s": "x y", "f": 0.5, "t": True}
     assert len(plain_values({str(i): i for i in range(1000)})) == MOST_VALUES
     assert len(plain_values({"n": "x" * 1000})["n"]) == 100
+
+
+@given(st.text(st.characters(), max_size=300), st.text(max_size=20), st.integers(40, 200))
+def test_a_fence_cannot_be_closed_from_inside(text: str, label: str, most: int) -> None:
+    """Its end mark stands once, at the end; nothing inside but printable characters."""
+    first = fence(text, label, most)
+    twice = fence(first + text, label, 10_000)
+    end = twice.splitlines()[-1]
+    assert twice.count(end) == 1
+    assert not any(unicodedata.category(c)[0] == "C" for c in re.sub(r"[\n\t]", "", twice))
+    assert len(first) < most + 400
+
+
+def test_keys_are_blacked_out() -> None:
+    """Those of the environment whatever they look like, others by their shape; words stay."""
+    secrets = secrets_of({"MY_API_KEY": "correct horse", "PATH": "/usr/bin", "A_TOKEN": "short"})
+    assert secrets == ("correct horse",)
+    text = "correct horse sk-ant-" + "x1y2" * 6 + " https://u:secret@host/ key and token"
+    clean = redact(text, secrets)
+    assert clean == f"{HIDDEN} {HIDDEN} https://{HIDDEN}@host/ key and token"
+
+
+def test_a_fenced_program_can_be_copied() -> None:
+    """Tabs and blanks at the ends of lines stay, escape sequences go whole."""
+    program = "\nif x:\n\ty = 1  \n"
+    assert f"\n{program}\n" in fence(program, "train.py")
+    assert "\na loss b\n" in fence("a \x1b[31mloss\x1b[0m\r b\x00", "log")
+
+
+def test_programs_are_not_taken_for_keys() -> None:
+    """Our own train.py, and long names that begin like keys."""
+    train = Path(text.__file__).parents[1] / "templates" / "train.py"
+    for program in (train.read_text(), "hf_tokenizer_of_the_corpus = sk-learning_rate_scale\n"):
+        assert redact(program, ()) == program

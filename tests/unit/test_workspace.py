@@ -126,7 +126,7 @@ def test_init_after_git_init(tmp_path: Path) -> None:
         ({"session": {"tag": "a b"}}, "session.tag is 'a b', expected a name made of letters"),
         ({"session": {"tag": "x.lock"}}, "session.tag is 'x.lock'"),
         ({"session": {"tag": "a..b"}}, "session.tag is 'a..b'"),
-        ({"sesion": {"tag": "a"}}, "unknown key 'sesion', valid here: artifacts"),
+        ({"sesion": {"tag": "a"}}, "unknown key 'sesion', valid here: agent, artifacts"),
     ],
 )
 def test_init_checks_values_before_it_writes(

@@ -131,7 +131,8 @@ def run(
     ] = None,
     budget: Budget = None,
     researcher: Annotated[
-        str | None, typer.Option(metavar="KIND", help="tpe, cmaes, random or scripted.")
+        str | None,
+        typer.Option(metavar="KIND", help="tpe, cmaes, random, scripted, agent, llm or hybrid."),
     ] = None,
     seed: Annotated[
         int | None, typer.Option(min=0, metavar="N", help="Seed of the researcher's own draws.")

@@ -5,6 +5,8 @@ Only refs and objects are written; the user's checkout, index and branch are nev
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from autoresearch.search.history import History
 from autoresearch.system.git import Repository
 from autoresearch.values.errors import TrustViolation, WorkspaceError
@@ -47,6 +49,10 @@ class Branch:
         """train.py of the champion that the branch is at; None before its first session."""
         head = self._repository.resolve(self.head_ref)
         return self.read(head) if head else None
+
+    def export(self, commit: str, folder: Path) -> None:
+        """Write a commit's files into a folder that knows nothing of the branch."""
+        self._repository.export(commit, folder)
 
     def diff(self, old: str, new: str) -> str:
         """What a commit changed in train.py."""

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from autoresearch.values.records import (
+    Call,
     Confirmation,
     Measurement,
     Purpose,
@@ -58,6 +59,8 @@ class RefusedProposal:
     researcher: str
     description: str
     reason: str
+    kind: str = ""  # search.proposal.Refusal.kind, or why there was no proposal at all
+    edit: str = ""  # the refused edit, cut: nothing that cost money is lost
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,6 +102,9 @@ class History:
     next_confirmation: int = 1  # its number, over all branches of the workspace
     num_holdout_queries: int = 0  # likewise
     imported: tuple[ImportedTrial, ...] = ()
+    calls: tuple[Call, ...] = ()  # of models; search.spending adds them up
+    refusals_in_a_row: int = 0
+    began_seq: int = 0  # where the session in hand began; one that died and went on is one session
     baseline_constants: Mapping[str, Any] = field(default_factory=dict)
     is_running: bool = False  # the last session has not recorded its stop: it goes on, or it died
     next_run_id: int = 1
@@ -195,6 +201,8 @@ class Fold:
             "ask_holdout": self._ask_holdout,
             "close_confirmation": self._close_confirmation,
             "import_results": self._import_results,
+            "open_call": self._open_call,
+            "close_call": self._close_call,
             "stop_session": self._stop_session,
         }
         self._made: dict[str, History] = {}
@@ -247,6 +255,8 @@ class Fold:
         branch.fields.setdefault("baseline", body["baseline"])
         branch.fields.setdefault("champion", body["baseline"])
         branch.fields.setdefault("baseline_constants", body["constants"])
+        if not branch.fields.get("is_running"):
+            branch.fields["began_seq"] = event.seq
         branch.fields["is_running"] = True
 
     def _stop_session(self, event: Event, branch: _Branch) -> None:
@@ -261,6 +271,7 @@ class Fold:
         if fingerprint:
             branch.fingerprints[fingerprint] = trial.trial_id
         self._next_trial_id = max(self._next_trial_id, trial.trial_id + 1)
+        branch.fields["refusals_in_a_row"] = 0
 
     def _record_run(self, event: Event, branch: _Branch) -> None:
         run = measurement_from_json(event.body["run"])
@@ -291,6 +302,15 @@ class Fold:
 
     def _refuse_proposal(self, event: Event, branch: _Branch) -> None:
         branch.append("refusals", RefusedProposal(seq=event.seq, at=event.at, **event.body))
+        branch.fields["refusals_in_a_row"] = branch.fields.get("refusals_in_a_row", 0) + 1
+
+    def _open_call(self, event: Event, branch: _Branch) -> None:
+        branch.append("calls", Call(seq=event.seq, **event.body))
+
+    def _close_call(self, event: Event, branch: _Branch) -> None:
+        calls = branch.lists["calls"]
+        index = next(i for i, call in enumerate(calls) if call.call_id == event.body["call_id"])
+        calls[index] = dataclasses.replace(calls[index], is_settled=True, **event.body)
 
     def _open_confirmation(self, event: Event, branch: _Branch) -> None:
         confirmation = Confirmation(**event.body, at=event.at)

@@ -104,7 +104,7 @@ class Ledger:
             )
         return cls(path, connection, ExitStack())
 
-    def append(self, kind: str, **body: Any) -> int:
+    def append(self, kind: str, /, **body: Any) -> int:
         """Add one event; when this returns its number, the event is on the disk.
 
         Raises:
@@ -263,14 +263,12 @@ class Ledger:
         """`commit` is the champion from here on."""
         return self.append("crown", commit=commit, trial_id=trial_id)
 
-    def refuse_proposal(self, proposal: Proposal, reason: str) -> int:
-        """A proposal was turned down before it was run."""
-        return self.append(
-            "refuse_proposal",
-            researcher=proposal.researcher,
-            description=proposal.description,
-            reason=reason,
-        )
+    def refuse_proposal(
+        self, proposal: Proposal, reason: str, kind: str = "", edit: str = ""
+    ) -> int:
+        """A proposal was turned down before it was run; `edit` is what it would have changed."""
+        told = {"researcher": proposal.researcher, "description": proposal.description}
+        return self.append("refuse_proposal", **told, reason=reason, kind=kind, edit=edit)
 
     def note(self, kind: str, text: str) -> int:
         """Anything else worth keeping; `kind` must not be one of the kinds above."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 from dataclasses import dataclass
+from difflib import unified_diff
 from typing import Literal
 
 from autoresearch.search.history import History
@@ -18,6 +19,7 @@ from autoresearch.values.constants import (
     parse_source,
 )
 from autoresearch.values.errors import UserError
+from autoresearch.values.records import Proposal
 
 MAX_SOURCE_BYTES = 128 * 1024
 MAX_LINE_CHARS = 400
@@ -37,6 +39,12 @@ def check_proposal(source: str, parent_source: str, history: History) -> Refusal
     return (
         _check_size(source) or _check_program(source) or _check_news(source, parent_source, history)
     )
+
+
+def diff_of(parent_source: str, proposal: Proposal) -> str:
+    """What a proposal would change, as a unified diff of train.py."""
+    old, new = parent_source.splitlines(keepends=True), proposal.source.splitlines(keepends=True)
+    return "".join(unified_diff(old, new, "a/train.py", "b/train.py"))
 
 
 def _check_size(source: str) -> Refusal | None:

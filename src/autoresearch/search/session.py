@@ -32,9 +32,9 @@ from autoresearch.search.ledger import Ledger
 from autoresearch.search.noise import measure_noise, should_pair
 from autoresearch.search.observer import Observer
 from autoresearch.search.oddity import find_oddity
-from autoresearch.search.proposal import check_proposal
-from autoresearch.search.researchers import Exhausted, Researcher
-from autoresearch.search.stop import Interrupts, stop_reason
+from autoresearch.search.proposal import check_proposal, diff_of
+from autoresearch.search.researchers import Exhausted, Researcher, Unusable
+from autoresearch.search.stop import Interrupts, pause_s, stop_reason
 from autoresearch.values.config import Config
 from autoresearch.values.errors import Interrupted, TrialFailed, UserError
 from autoresearch.values.records import (
@@ -49,7 +49,7 @@ from autoresearch.values.records import (
 )
 
 DISTURBED_RERUNS = 3
-REFUSALS_IN_A_ROW = 50
+MOST_EDIT = 8000  # characters of a refused edit that the ledger keeps
 SCORING_LIMIT_FACTOR, LEAST_SCORING_LIMIT_S, LEAST_SCORING_LIMIT_FRAC = 3.0, 10.0, 0.1
 
 
@@ -102,18 +102,15 @@ class Session:
             while not (reason := self._stop_reason()):
                 self._run_champion_if_due()
                 self._confirm_if_due()
-                trial = self.history.open_trial or self._open_trial(self._propose())
-                self._settle(trial, self._judge(trial))
+                trial = self.history.open_trial or self._next_trial()
+                if trial:
+                    self._settle(trial, self._judge(trial))
         except Exhausted as end:
             return str(end)
         return reason
 
     def confirm(self) -> Confirmation:
-        """Confirm the champion because a person asks; the caller has looked at `refusal`.
-
-        Raises:
-            Interrupted: Ctrl-C; what has run counts when it is asked for again.
-        """
+        """Confirm the champion because a person asks; `Interrupted` by Ctrl-C keeps what ran."""
         with self.interrupts:
             self._resume()
             try:
@@ -199,30 +196,47 @@ class Session:
             where = self.artifacts / last.artifacts / "stdout.log"
             raise UserError(f"the champion gives no score: {trouble}; its output is in {where}")
 
-    def _propose(self) -> Proposal:
-        """The next proposal that is worth running.
-
-        What is refused is written down with the reason.
-        """
-        for _ in range(REFUSALS_IN_A_ROW):
-            history = self.history
-            parent = self.branch.read(history.champion)
+    def _next_trial(self) -> Trial | None:
+        """The next proposal as a trial; None where it is not worth a run, which is written down."""
+        history = self.history
+        if not self._pause_for_ideas(history.refusals_in_a_row):
+            return None
+        parent = self.branch.read(history.champion)
+        try:
             proposal = self.researcher.propose(history, history.champion, parent)
-            refusal = check_proposal(proposal.source, self.branch.read(proposal.parent), history)
-            if refusal is None:
-                return proposal
-            self.ledger.refuse_proposal(proposal, refusal.reason)
-            self.observer.note(f"not run: {proposal.description}: {refusal.reason}")
-        raise Exhausted(f"{REFUSALS_IN_A_ROW} proposals in a row were not worth running")
+        except Unusable as failure:
+            nothing = failure.as_proposal(self.researcher.name, history.champion)
+            self._refuse(nothing, failure.kind, str(failure), failure.edit)
+            return None
+        refusal = check_proposal(proposal.source, self.branch.read(proposal.parent), history)
+        if refusal is None:
+            return self._open_trial(proposal)
+        self._refuse(proposal, refusal.kind, refusal.reason, diff_of(parent, proposal))
+        return None
+
+    def _refuse(self, proposal: Proposal, kind: str, reason: str, edit: str) -> None:
+        """Write down why there is no trial."""
+        self.ledger.refuse_proposal(proposal, reason, kind, edit[:MOST_EDIT])
+        self.observer.note(f"not run: {proposal.description}: {reason}")
+
+    def _pause_for_ideas(self, refusals: int) -> bool:
+        """Wait after every tenth refusal in a row, longer each time; False: it is time to end."""
+        left_s = pause_s(refusals, self.config.researcher.backoff_s)
+        if left_s:
+            why = f"{refusals} proposals in a row were not worth running; waiting {left_s:.0f} s"
+            self._note("pause", why)
+        while left_s > 0 and not self._stop_reason():
+            self.referee.host.clock.sleep(min(left_s, 1.0))
+            left_s -= 1.0
+        return not self._stop_reason()
 
     def _open_trial(self, proposal: Proposal) -> Trial:
         """Commit the proposal and write it down."""
         commit = self.branch.commit(proposal)
         trial_id = self.ledger.open_trial(proposal, commit)
         self.branch.keep_reachable(trial_id, commit)
-        trial = self._trial(trial_id)
-        self.observer.trial_started(trial)
-        return trial
+        self.observer.trial_started(self._trial(trial_id))
+        return self._trial(trial_id)
 
     def _judge(self, trial: Trial) -> Decision:
         """Runs of the candidate and, where wanted, of the champion, until a verdict."""
@@ -276,13 +290,8 @@ class Session:
         """
         run = self._deciding_run(trial)
         if run is None:  # resumed after a death: the weights are gone, so a run is made again
-            self._measure(
-                trial.commit,
-                Purpose.REPLICATE,
-                "audit after a restart",
-                trial=trial,
-                is_audited=True,
-            )
+            why = "audit after a restart"
+            self._measure(trial.commit, Purpose.REPLICATE, why, trial=trial, is_audited=True)
             return None
         if run.was_audited:
             return None

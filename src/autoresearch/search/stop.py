@@ -14,6 +14,8 @@ from autoresearch.search.history import History
 from autoresearch.values.config import SessionSettings
 from autoresearch.values.records import Verdict
 
+REFUSALS_IN_A_ROW, LONGEST_PAUSE_S = 10, 3600.0
+
 
 def stop_reason(
     settings: SessionSettings, history: History, champion_bpb: float | None, hours: float
@@ -35,6 +37,14 @@ def stop_reason(
     if settings.plateau_trials and since >= settings.plateau_trials:
         return f"{since} trials without a keep (plateau_trials = {settings.plateau_trials})"
     return ""
+
+
+def pause_s(refusals: int, backoff_s: float) -> float:
+    """Seconds to wait for better ideas: after every tenth refusal in a row, twice as long each."""
+    if not refusals or refusals % REFUSALS_IN_A_ROW:
+        return 0.0
+    doublings = min(refusals // REFUSALS_IN_A_ROW - 1, 30)
+    return float(min(backoff_s * 2**doublings, LONGEST_PAUSE_S))
 
 
 class Interrupts:

@@ -137,6 +137,13 @@ class Repository:
             tree = self._text("write-tree", variables=index)
         return self._text("commit-tree", tree, "-p", parent, "-F", "-", stdin=message.encode())
 
+    def export(self, commit: str, folder: Path) -> None:
+        """Write the files of a commit into `folder`, which learns nothing of this repository."""
+        with tempfile.TemporaryDirectory(prefix="autoresearch-index-") as place:
+            index = {"GIT_INDEX_FILE": os.path.join(place, "index")}
+            self._run("read-tree", commit, variables=index)
+            self._run("checkout-index", "--all", f"--prefix={folder.absolute()}/", variables=index)
+
     def commit_files(self, paths: list[str], message: str) -> str:
         """Commit files of the checkout as the first commit of the current branch."""
         self._run("add", "--force", "--", *paths)

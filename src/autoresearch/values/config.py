@@ -130,9 +130,63 @@ class ConfirmSettings:
 class ResearcherSettings:
     """Who proposes."""
 
-    kind: str = _field("tpe", "tpe, cmaes, random or scripted")
+    kind: str = _field("tpe", "tpe, cmaes, random, scripted, agent, llm or hybrid")
     seed: int = _field(0, "seed of the researcher's own draws", low=0)
     script: str = _field("", "folder of edits for the scripted researcher")
+    command: str = _field(
+        "", "an agent's command with {prompt}, {folder}, ...; \"\": agent.client's"
+    )
+    backoff_s: float = _field(60.0, "pause after ten refused proposals, doubled to an hour", low=0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AgentSettings:
+    """A coding agent that edits train.py in a folder of its own (docs/agents.md)."""
+
+    client: str = _field(
+        "claude", "whose command line", ("claude", "codex", "gemini", "opencode", "aider")
+    )
+    model: str = _field("", 'model, as the client names it; "": the client\'s default')
+    base_url: str = _field("", "another address of the model's API")
+    deadline_s: float = _field(900.0, "seconds for one visit, then it is ended", low=1)
+    variables: str = _field("", "names of more environment variables to pass, comma between")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LlmSettings:
+    """A language model over an API that speaks OpenAI's chat completions."""
+
+    base_url: str = _field("", 'address of the API; "": OpenAI\'s')
+    key_variable: str = _field("OPENAI_API_KEY", 'environment variable with the key; "": no key')
+    models: str = _field("gpt-5.1", 'model, or several with weights: "a 3, b 1"')
+    max_output_tokens: int = _field(16_000, "tokens of one answer at most", low=1)
+    retries: int = _field(6, "times that 429, 5xx or a cut connection is tried again", low=0)
+    timeout_s: float = _field(600.0, "seconds to wait for an answer", low=0.1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HybridSettings:
+    """tpe moves the constants, a model changes the structure."""
+
+    partner: str = _field("llm", "who changes the structure", ("llm", "agent"))
+    share: float = _field(0.3, "share of the proposals that it makes, 0 to 1", low=0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SpendingSettings:
+    """Caps on what models may cost, checked before each call; 0: no cap."""
+
+    session_usd: float = _field(10.0, "dollars a session", low=0)
+    session_tokens: int = _field(0, "tokens a session, read and written", low=0)
+    session_calls: int = _field(0, "requests (llm) or visits (agent) a session", low=0)
+    proposal_usd: float = _field(1.0, "dollars a proposal", low=0)
+    proposal_tokens: int = _field(0, "tokens a proposal, read and written", low=0)
+    proposal_calls: int = _field(0, "requests (llm) or visits (agent) a proposal", low=0)
+    then: str = _field(
+        "tpe", "when a session's cap is met: go on with tpe, or stop", ("tpe", "stop")
+    )
+    input_usd: float = _field(0.0, "price of a million tokens read; 0: from genai-prices", low=0)
+    output_usd: float = _field(0.0, "price of a million tokens written", low=0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -170,6 +224,10 @@ class Config:
     disturbed: DisturbedSettings = field(default_factory=DisturbedSettings)
     confirm: ConfirmSettings = field(default_factory=ConfirmSettings)
     researcher: ResearcherSettings = field(default_factory=ResearcherSettings)
+    agent: AgentSettings = field(default_factory=AgentSettings)
+    llm: LlmSettings = field(default_factory=LlmSettings)
+    hybrid: HybridSettings = field(default_factory=HybridSettings)
+    spending: SpendingSettings = field(default_factory=SpendingSettings)
     session: SessionSettings = field(default_factory=SessionSettings)
     artifacts: ArtifactSettings = field(default_factory=ArtifactSettings)
 

@@ -159,6 +159,41 @@ class Confirmation:
     decision: Decision | None = None  # None while it is in hand
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Call:
+    """One request to a model, or one visit of an agent: what it may cost at most, then what it did.
+
+    A call that was cut off (its session died, its connection broke) is never settled: nobody knows
+    what the provider counted, so it stands at its reservation and the caps hold.
+    """
+
+    call_id: int
+    turn: int  # the proposal that it was made for, counted as History.num_proposals
+    researcher: str
+    model: str
+    seq: int = 0
+    reserved_usd: float = 0.0
+    reserved_tokens: int = 0
+    is_settled: bool = False
+    num_requests: int = 1
+    input_tokens: int = 0
+    cached_tokens: int = 0
+    output_tokens: int = 0
+    settled_usd: float = 0.0
+
+    @property
+    def usd(self) -> float:
+        """What counts against the caps, in dollars."""
+        return self.settled_usd if self.is_settled else self.reserved_usd
+
+    @property
+    def tokens(self) -> int:
+        """What counts against the caps, read and written."""
+        if self.is_settled:
+            return self.input_tokens + self.output_tokens
+        return self.reserved_tokens
+
+
 def to_json(record: Any) -> dict[str, Any]:
     """A dict of plain JSON values (enums become their text, tuples lists)."""
     return dataclasses.asdict(record)

@@ -13,6 +13,7 @@ from autoresearch.search.early_stop import interval, is_switched_off, replay
 from autoresearch.search.history import History
 from autoresearch.search.imported import imported_lines
 from autoresearch.search.noise import Noise
+from autoresearch.search.spending import add_up
 from autoresearch.values.config import Config
 from autoresearch.values.records import Outcome, Trial, Verdict
 from autoresearch.views.digest import (
@@ -199,6 +200,11 @@ def _tried(history: History) -> list[str]:
     if history.refusals:
         last = markdown(history.refusals[-1].reason, 120)
         lines.append(f"- {plural(len(history.refusals), 'proposal')} not run, the last: {last}")
+    if history.calls:
+        bill = add_up(history.calls)
+        asked = f"- {plural(bill.num_calls, 'call')} of models: ${bill.usd:.2f}"
+        unsure = f", ${bill.unsettled_usd:.2f} of it held for calls without an answer"
+        lines.append(asked + (unsure if bill.num_unsettled else ""))
     values: defaultdict[str, list[object]] = defaultdict(list)
     for trial in trials:
         for name, value in (trial.parameters or {}).items():

@@ -6,17 +6,56 @@ proposed. It keeps nothing of its own between sessions.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from autoresearch.search.history import History
 from autoresearch.values.config import ResearcherSettings
 from autoresearch.values.errors import AutoresearchError, UserError
 from autoresearch.values.records import Proposal
 
+if TYPE_CHECKING:
+    from autoresearch.search.branch import Branch
+    from autoresearch.search.ledger import Ledger
+    from autoresearch.values.config import Config
+
+KINDS = ("tpe", "cmaes", "random", "scripted", "agent", "llm", "hybrid")
+
 
 class Exhausted(AutoresearchError):
     """The researcher has nothing left to propose; the session ends in good order."""
+
+
+class Unusable(AutoresearchError):
+    """No proposal came of this turn; the session writes it down as a refusal and asks again.
+
+    `kind` is a word for programs, the message says why, `edit` is what there was of an edit.
+    """
+
+    def __init__(self, kind: str, reason: str, *, description: str = "", edit: str = "") -> None:
+        super().__init__(reason)
+        self.kind = kind
+        self.description = description
+        self.edit = edit
+
+    def as_proposal(self, researcher: str, parent: str) -> Proposal:
+        """What the ledger books this turn under."""
+        words = self.description or "no proposal"
+        return Proposal(source="", description=words, parent=parent, researcher=researcher)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Desk:
+    """What a researcher that asks a model reads and writes beside the history."""
+
+    config: Config
+    ledger: Ledger  # for what calls cost
+    branch: Branch  # for diffs, and the files of a commit
+    root: Path  # the workspace, for program.md
+    runs_folder: Path  # for what candidates printed
+    environment: Mapping[str, str]  # the only place of keys
 
 
 class Researcher(Protocol):
@@ -36,12 +75,17 @@ class Researcher(Protocol):
 
         Raises:
             Exhausted: there is nothing left to propose.
+            Unusable: no proposal came of this turn; the history will tell of it.
             UserError: the source gives this researcher nothing to work on.
         """
 
 
-def make_researcher(settings: ResearcherSettings, folder: Path | None = None) -> Researcher:
+def make_researcher(
+    settings: ResearcherSettings, folder: Path | None = None, desk: Desk | None = None
+) -> Researcher:
     """The researcher that `settings.kind` names; relative paths start at `folder`.
+
+    Those that ask a model need a `desk`.
 
     Raises:
         UserError: there is none of that name, or its settings make no sense.
@@ -62,7 +106,29 @@ def make_researcher(settings: ResearcherSettings, folder: Path | None = None) ->
         from autoresearch.search.researchers.scripted import ScriptedResearcher
 
         return ScriptedResearcher((folder or Path()) / settings.script)
+    if settings.kind in KINDS and desk is not None:
+        return _make_asking(settings, desk)
     raise UserError(
-        f"researcher.kind is {settings.kind!r}, expected one of 'tpe', 'cmaes', 'random', "
-        "'scripted'; mend it in autoresearch.toml"
+        f"researcher.kind is {settings.kind!r}, expected one of {', '.join(map(repr, KINDS))}; "
+        "mend it in autoresearch.toml"
     )
+
+
+def _make_asking(settings: ResearcherSettings, desk: Desk) -> Researcher:
+    kind = desk.config.hybrid.partner if settings.kind == "hybrid" else settings.kind
+    partner: Researcher
+    if kind == "llm":
+        from autoresearch.search.researchers.llm import LlmResearcher
+
+        partner = LlmResearcher(desk, seed=settings.seed)
+    else:
+        from autoresearch.search.researchers.agent import AgentResearcher
+
+        partner = AgentResearcher(desk)
+    from autoresearch.search.researchers.hybrid import HybridResearcher, ThriftyResearcher
+
+    if desk.config.spending.then == "tpe":
+        partner = ThriftyResearcher(partner, desk.ledger, seed=settings.seed)
+    if settings.kind != "hybrid":
+        return partner
+    return HybridResearcher(partner, share=desk.config.hybrid.share, seed=settings.seed)

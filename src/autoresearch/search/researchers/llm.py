@@ -1,0 +1,214 @@
+"""A language model behind an API that speaks OpenAI's chat completions, through the openai package.
+
+The model sees the briefing and train.py and answers with an edit (search.edits), which is applied
+to the letter. Which of several models is asked is drawn from the seed and the turn. Every request,
+each retry on 429, 5xx or a cut connection included, is written down before it is sent. The key is
+read from the environment and held in memory only.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from autoresearch.search.briefing import turn_of, write_briefing
+from autoresearch.search.edits import FORMAT, Edit, EditError, parse_reply
+from autoresearch.search.history import History
+from autoresearch.search.researchers import Desk, Unusable
+from autoresearch.search.spending import Purse, Usage, bound_tokens, price_usd, require_package
+from autoresearch.values.errors import AutoresearchError, UserError
+from autoresearch.values.records import Proposal
+from autoresearch.values.text import fence, one_line, redact, secrets_of
+
+MOST_EDIT = 8000  # characters of a refused answer that the ledger keeps
+
+
+class LlmResearcher:
+    """Asks one of its models for an edit; a function of the history and of what the model says."""
+
+    def __init__(self, desk: Desk, *, seed: int = 0, name: str = "llm") -> None:
+        self.name = name
+        self.extra = ""  # a section that a hybrid adds to the briefing
+        self._desk = desk
+        self._seed = seed
+        self._settings = desk.config.llm
+        self._purse = Purse(desk.ledger, desk.config.spending)
+        self._models = read_models(self._settings.models)
+        self._openai: Any = require_package("openai")
+        self._key = self._read_key()
+        for model, _ in self._models:
+            self._require_price(model)
+
+    def propose(self, history: History, champion_commit: str, champion_source: str) -> Proposal:
+        """The model's edit of the champion."""
+        model = self._pick(history)
+        briefing = write_briefing(self._desk, history, champion_source, self.extra)
+        program = fence(champion_source, "train.py of the champion", len(champion_source))
+        reply = self._ask(model, f"{briefing}\n\n{program}\n\n{FORMAT}", turn_of(history))
+        secrets = secrets_of(self._desk.environment)
+        kept = redact(reply, secrets)
+        if kept != reply:
+            reason = "the answer holds what looks like a key, which must not get into git"
+            raise Unusable("secret", reason, edit=kept[:MOST_EDIT])
+        try:
+            edit: Edit = parse_reply(reply, champion_source)
+        except EditError as error:
+            kind = "no_edit" if reply.strip() else "empty"
+            raise Unusable(kind, str(error), edit=kept[:MOST_EDIT]) from error
+        return Proposal(
+            source=edit.source,
+            description=edit.description or f"an edit by {one_line(model, 60)}",
+            parent=champion_commit,
+            researcher=self.name,
+            is_simplification=edit.is_simplification,
+        )
+
+    def _pick(self, history: History) -> str:
+        """A retry goes to the model whose answer it mends."""
+        rng = random.Random(f"{self._seed}/model/{turn_of(history)}")  # noqa: S311 - no secret
+        names = [name for name, _ in self._models]
+        return rng.choices(names, [weight for _, weight in self._models])[0]
+
+    def _ask(self, model: str, prompt: str, turn: int) -> str:
+        """The model's answer; the client tries again by itself where that may help."""
+        meter = _Meter(lambda: self._open(model, prompt, turn))
+        limit = "max_tokens" if self._settings.base_url else "max_completion_tokens"
+        openai = self._openai
+        try:
+            with openai.DefaultHttpxClient(event_hooks=meter.hooks) as transport:
+                client = openai.OpenAI(
+                    api_key=self._key,
+                    base_url=self._settings.base_url or None,
+                    max_retries=self._settings.retries,
+                    timeout=self._settings.timeout_s,
+                    http_client=transport,
+                )
+                answer = client.chat.completions.create(
+                    model=model,
+                    messages=[{"role": "user", "content": prompt}],
+                    **{limit: self._settings.max_output_tokens},
+                )
+        except _CapMet as stop:
+            raise stop.reason from None
+        except openai.APITimeoutError as error:
+            raise Unusable("hang", f"no answer in {self._settings.timeout_s:g} s") from error
+        except openai.OpenAIError as error:
+            said = redact(one_line(str(error)), secrets_of(self._desk.environment))
+            raise Unusable("unreachable", f"{type(error).__name__}: {said}") from error
+        except ValueError as error:  # an answer that is no JSON, such as a cut one
+            raise Unusable("unreachable", f"the answer cannot be read: {error}") from error
+        return self._settle(answer, model, meter)
+
+    def _settle(self, answer: Any, model: str, meter: _Meter) -> str:
+        """Write down what was used; the text of the answer."""
+        counted = getattr(answer, "usage", None)
+        if counted is not None and meter.call_id:
+            details = getattr(counted, "prompt_tokens_details", None)
+            usage = Usage(
+                input_tokens=counted.prompt_tokens or 0,
+                cached_tokens=getattr(details, "cached_tokens", 0) or 0,
+                output_tokens=counted.completion_tokens or 0,
+            )
+            self._purse.close(meter.call_id, usage, self._price(model, usage))
+        choices = getattr(answer, "choices", None)
+        if not choices:
+            raise Unusable("empty", "the answer holds no choice")
+        message = choices[0].message
+        if getattr(message, "refusal", None):
+            raise Unusable("refusal", f"the model declined: {one_line(message.refusal)}")
+        if choices[0].finish_reason == "length":
+            most = self._settings.max_output_tokens
+            raise Unusable("cut", f"the answer was cut at llm.max_output_tokens = {most}")
+        return message.content or ""
+
+    def _open(self, model: str, prompt: str, turn: int) -> tuple[int, Callable[[], None]]:
+        """Reserve one request; how to close it when the server turned it down."""
+        bound = Usage(
+            input_tokens=bound_tokens(prompt), output_tokens=self._settings.max_output_tokens
+        )
+        tokens = bound.input_tokens + bound.output_tokens
+        call_id = self._purse.open(self.name, model, turn, self._price(model, bound), tokens)
+        return call_id, lambda: self._purse.close(call_id, Usage(), 0.0)
+
+    def _price(self, model: str, usage: Usage) -> float:
+        settings = self._desk.config.spending
+        return price_usd(settings, model, usage, self._settings.base_url) or 0.0
+
+    def _read_key(self) -> str:
+        name = self._settings.key_variable
+        if not name:
+            return "none"
+        key = self._desk.environment.get(name, "")
+        if not key:
+            raise UserError(
+                f"the environment variable {name} is empty, expected the key of the model's API; "
+                f'run `export {name}=...`, or set llm.key_variable = "" for a server without keys'
+            )
+        return key
+
+    def _require_price(self, model: str) -> None:
+        """A cap in dollars needs a price, unless the owner's own server costs nothing."""
+        caps = self._desk.config.spending
+        is_priced = price_usd(caps, model, Usage(), self._settings.base_url) is not None
+        if not is_priced and (caps.session_usd or caps.proposal_usd):
+            raise UserError(
+                f"no price is known for the model {model!r}, and spending has a cap in dollars; "
+                "set spending.input_usd and output_usd, or both caps in dollars to 0"
+            )
+
+
+class _CapMet(BaseException):
+    """Carries a refusal through the openai package, which tries again on every Exception."""
+
+    def __init__(self, reason: AutoresearchError) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+class _Meter:
+    """Writes each request down before it leaves, and closes those that were answered by an error.
+
+    A request whose answer never came stays open: what the provider counted is not known.
+    """
+
+    def __init__(self, opener: Callable[[], tuple[int, Callable[[], None]]]) -> None:
+        self._opener = opener
+        self._turn_down: Callable[[], None] = lambda: None
+        self.call_id = 0
+        self.hooks = {"request": [self._sending], "response": [self._answered]}
+
+    def _sending(self, _: Any) -> None:
+        try:
+            self.call_id, self._turn_down = self._opener()
+        except AutoresearchError as reason:
+            raise _CapMet(reason) from None
+
+    def _answered(self, response: Any) -> None:
+        if response.status_code >= 400:
+            self._turn_down()
+
+
+def read_models(text: str) -> Sequence[tuple[str, float]]:
+    """Names and weights out of "a 3, b 1"; a name alone has weight 1.
+
+    Raises:
+        UserError: a weight that is no positive number, or no name at all.
+    """
+    models: list[tuple[str, float]] = []
+    for part in filter(None, (part.split() for part in text.split(","))):
+        try:
+            weight = float(part[1]) if len(part) == 2 else 1.0 if len(part) == 1 else 0.0
+        except ValueError:
+            weight = 0.0
+        if not 0 < weight < float("inf"):
+            raise UserError(
+                f"llm.models has {' '.join(part)!r}, expected a name and a weight above 0, such as "
+                '"gpt-5.1 3, gpt-5.1-mini 1"; mend it in autoresearch.toml'
+            )
+        models.append((part[0], weight))
+    if not models:
+        raise UserError(
+            'llm.models is empty, expected a model such as "gpt-5.1"; set it in autoresearch.toml'
+        )
+    return models

@@ -1,0 +1,57 @@
+"""A command on a leash ends when the other end is let go, and takes its children with it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+
+from autoresearch.system import leash
+
+CHILD = "import subprocess, sys, time; " + (
+    "subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'], "
+    "start_new_session=True); open({!r}, 'w').close(); time.sleep(600)"
+)
+
+
+def start(folder: Path, *command: str) -> tuple[subprocess.Popen[bytes], int]:
+    """The leash and our end of it."""
+    theirs, ours = os.pipe()
+    argv = [sys.executable, "-I", leash.__file__, str(theirs), str(folder), *command]
+    process = subprocess.Popen(argv, pass_fds=[theirs])
+    os.close(theirs)
+    return process, ours
+
+
+def test_the_exit_code_is_the_commands(tmp_path: Path) -> None:
+    """The folder stays; a program that is not there gives 127."""
+    process, ours = start(tmp_path, sys.executable, "-c", "raise SystemExit(7)")
+    assert process.wait(60) == 7
+    os.close(ours)
+    process, ours = start(tmp_path, "/no/such/program")
+    assert process.wait(60) == 127
+    os.close(ours)
+    assert tmp_path.is_dir()
+
+
+def test_letting_go_ends_everybody(tmp_path: Path) -> None:
+    """As the kernel does for us at kill -9; the folder goes too."""
+    place = tmp_path / "place"
+    place.mkdir()
+    flag = tmp_path / "begun"
+    process, ours = start(place, sys.executable, "-c", CHILD.format(str(flag)))
+    limit = time.monotonic() + 60
+    while not flag.exists():
+        assert time.monotonic() < limit
+        time.sleep(0.02)
+    family = psutil.Process(process.pid).children(recursive=True)
+    assert len(family) == 2
+    os.close(ours)
+    assert process.wait(60) == 1
+    _, alive = psutil.wait_procs(family, timeout=10)
+    assert alive == []
+    assert not place.exists()
