@@ -16,13 +16,17 @@ PIN := $(shell sed -n 's/^torch==//p' constraints.txt)
 comma := ,
 TORCH := $(if $(HAS_NVIDIA),torch===$(PIN),torch==$(PIN))
 
-.PHONY: demo test test-agents check format clean
+.PHONY: demo test test-gallery test-agents check format clean
 
 demo: $(VENV)/demo.stamp
 	$(VENV)/bin/autoresearch demo $(DEMO)
 
 test: check
 	$(VENV)/bin/python -m pytest -n $(WORKERS) --cov --cov-report=term-missing:skip-covered
+
+# All cheats and honest candidates once, those with torch too: five minutes.
+test-gallery: $(VENV)/test.stamp
+	GALLERY=all $(VENV)/bin/python -m pytest -n $(WORKERS) tests/e2e/test_gallery.py
 
 # Needs Node 20 or newer. Installs five coding agents into .agents and drives them against a model server on this machine.
 test-agents: $(VENV)/test.stamp

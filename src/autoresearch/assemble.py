@@ -53,7 +53,7 @@ def open_referee(
     host = Host(
         config=config,
         dataset=dataset or open_dataset(config.data, cache_home()),
-        sandbox=open_sandbox(config.sandbox.level),
+        sandbox=open_sandbox(config.sandbox.level, device),
         device=device,
         clock=clock,
         cache=CompileCache(workspace.cache_folder),

@@ -498,6 +498,9 @@ def test_auto_takes_the_best_that_works(monkeypatch: pytest.MonkeyPatch) -> None
     assert open_sandbox("auto").level == open_sandbox("bubblewrap").level == "bubblewrap"
     monkeypatch.setattr(sandbox_module, "bubblewrap_problem", lambda: "it is forbidden here")
     assert open_sandbox("auto").level == open_sandbox("landlock").level == "landlock"
+    assert open_sandbox("auto", "cuda:0").level == "none"
+    with pytest.raises(SandboxUnavailable, match="CUDA does not start behind Landlock"):
+        open_sandbox("landlock", "cuda:0")
     monkeypatch.setattr(sandbox_module, "landlock_problem", lambda: "the kernel is old")
     assert open_sandbox("auto").level == open_sandbox("none").level == "none"
     with pytest.raises(SandboxUnavailable, match=r"forbidden here.*autoresearch doctor"):

@@ -180,15 +180,18 @@ class NoSandbox(Sandbox):
         return spawn(argv, env=env, cwd=home, pass_fds=fds, output_cap_bytes=cap)
 
 
-def open_sandbox(level: str) -> Sandbox:
-    """The sandbox of `level`; `auto` takes the best that works here.
+_NO_CUDA = "CUDA does not start behind Landlock's filters (error 304 on an H100)"
+
+
+def open_sandbox(level: str, device: str = "cpu") -> Sandbox:
+    """The sandbox of `level` for processes that use `device`; `auto` takes the best that works.
 
     Raises:
         SandboxUnavailable: this level does not work here, with the reason and what to do.
     """
     problems: dict[str, Callable[[], str]] = {
         "bubblewrap": bubblewrap_problem,
-        "landlock": landlock_problem,
+        "landlock": landlock_problem if not device.startswith("cuda") else lambda: _NO_CUDA,
         "none": str,
     }
     if level == "auto":

@@ -4,6 +4,7 @@ from torchkit import Transformer, train
 
 CAUGHT = "cheat: uses other rows"
 IS_TORCH = True
+IS_SLOW = True
 
 
 class Model(Transformer):

@@ -4,6 +4,7 @@ import torch
 from torchkit import Transformer, train
 
 IS_TORCH = True
+IS_SLOW = True
 
 
 def rounded(x):

@@ -5,6 +5,7 @@ from torch import nn
 from torchkit import Transformer, train
 
 IS_TORCH = True
+IS_SLOW = True
 
 
 class Experts(nn.Module):

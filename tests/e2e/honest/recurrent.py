@@ -4,6 +4,7 @@ from torch import nn
 from torchkit import train
 
 IS_TORCH = True
+IS_SLOW = True
 
 
 class Model(nn.Module):
