@@ -93,7 +93,7 @@ def check_the_end(folder: Path, num_trials: int) -> None:
         ref = f"refs/autoresearch/kill/trials/{trial.trial_id:04d}"
         assert repository.resolve(ref) == trial.commit
     assert repository.resolve("refs/heads/autoresearch/kill") == history.champion
-    assert not list((folder / "cache").glob("private-*"))
+    assert not list((folder / "state" / "cache").glob("private-*"))
     for run in history.runs:
         assert (folder / "runs" / run.artifacts / "measurement.json").is_file()
 

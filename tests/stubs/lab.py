@@ -110,7 +110,7 @@ class Lab:
             sandbox=open_sandbox(level),
             device="cpu",
             clock=clock or SystemClock(),
-            cache=CompileCache(folder / "cache"),
+            cache=CompileCache(folder / "state" / "cache"),
             inside="stubinside" if is_stub else "autoresearch.inside",
             inside_path=STUBS if is_stub else None,
         )

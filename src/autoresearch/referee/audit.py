@@ -36,7 +36,7 @@ LEAST_GAIN_NATS = 5e-4  # a mean gain under this could not move a verdict
 LEAST_NOISE_NATS = 2e-4  # float32 kernels differ by about this between batches
 MOST_CHANCE = 1e-6  # that noise alone reaches GAIN_SIGMAS, in each test of an audit
 ODD_FRAC = 0.00625  # of the cut rows, left out at either end: a router's rare flip is no leak
-UNREPEATABLE_NATS = 0.1  # mean absolute difference on equal text
+UNREPEATABLE_NATS = 0.125  # root mean square difference on equal text; more would hide a leak
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,7 +193,7 @@ def _control_difference(
     first: NDArray[np.float32], second: NDArray[np.float32], decoys: Decoys
 ) -> float:
     chosen = np.flatnonzero(decoys.is_control)
-    return float(np.abs(second[chosen].astype(np.float64) - first[chosen]).mean())
+    return float(np.sqrt(np.square(second[chosen].astype(np.float64) - first[chosen]).mean()))
 
 
 def _finding(

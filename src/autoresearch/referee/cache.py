@@ -10,13 +10,16 @@ staged files the cache of the commit. Runs of `confirm` name no parent and start
 from __future__ import annotations
 
 import os
-import shutil
 import stat
 import tempfile
+from contextlib import suppress
 from pathlib import Path
+
+from autoresearch.system.files import remove_tree
 
 MOST_BYTES = 2 << 30
 MOST_FILES = 50_000
+STAGED_KEPT = 5  # the last runs', of which one may be kept
 
 
 class CompileCache:
@@ -40,10 +43,10 @@ class CompileCache:
 
     def stage(self, run_id: int, private: Path) -> None:
         """Put aside what a run has compiled by now."""
-        staged = self.folder / f"staged-{run_id}"
-        shutil.rmtree(staged, ignore_errors=True)
-        if any(private.iterdir()):
-            _copy_regular(private, staged)
+        for old in self.folder.glob("staged-*"):
+            if not run_id - STAGED_KEPT < int(old.name.removeprefix("staged-")) < run_id:
+                remove_tree(old)
+        _copy_regular(private, self.folder / f"staged-{run_id}")
 
     def keep(self, run_id: int, commit: str) -> None:
         """The trial is kept: its runs to come start from what was staged."""
@@ -55,23 +58,25 @@ class CompileCache:
         """Remove what crashed or discarded runs left."""
         for pattern in ("private-*", "staged-*"):
             for folder in self.folder.glob(pattern):
-                shutil.rmtree(folder, ignore_errors=True)
+                remove_tree(folder)
 
 
 def _copy_regular(source: Path, target: Path) -> None:
     """Copy regular files, without following a link anywhere, until MOST_BYTES or MOST_FILES are
-    reached.
+    reached, or a path that is too long or too deep: no compiler leaves one.
     """
     left_bytes, left_files = MOST_BYTES, MOST_FILES
-    for folder, _, names, folder_fd in os.fwalk(source, follow_symlinks=False):
-        inside = target / Path(folder).relative_to(source)
-        inside.mkdir(parents=True, exist_ok=True)
-        inside.chmod(0o777)
-        for name in names:
-            if left_files == 0:
-                return
-            left_files -= 1
-            left_bytes -= _copy_file(folder_fd, name, inside / name, left_bytes)
+    with suppress(OSError, RecursionError):
+        for folder, _, names, folder_fd in os.fwalk(source, follow_symlinks=False):
+            inside = target / Path(folder).relative_to(source)
+            if names:
+                inside.mkdir(parents=True, exist_ok=True)
+                inside.chmod(0o777)
+            for name in names:
+                if left_files == 0:
+                    return
+                left_files -= 1
+                left_bytes -= _copy_file(folder_fd, name, inside / name, left_bytes)
 
 
 def _copy_file(folder_fd: int, name: str, target: Path, most_bytes: int) -> int:

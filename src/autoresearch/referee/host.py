@@ -20,6 +20,7 @@ from autoresearch.referee.cache import CompileCache
 from autoresearch.referee.peer import Peer, open_inside
 from autoresearch.system import hardware
 from autoresearch.system.clock import Clock
+from autoresearch.system.files import remove_tree
 from autoresearch.system.sandbox import Sandbox, Walls, device_nodes, runtime_folders
 from autoresearch.values.config import Config
 from autoresearch.values.errors import SandboxUnavailable
@@ -70,7 +71,7 @@ class Seat:
         """
         self.peer.end()
         for private in (self.folder, self.cache):
-            shutil.rmtree(private, ignore_errors=True)
+            remove_tree(private)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -173,7 +174,7 @@ class Host:
             peer = open_inside(module, self.sandbox, walls, env=env, output_cap_bytes=cap_bytes)
         except BaseException:
             for private in (folder, cache_folder):
-                shutil.rmtree(private, ignore_errors=True)
+                remove_tree(private)
             raise
         return Seat(peer=peer, walls=walls, folder=folder, cache=cache_folder)
 
@@ -199,7 +200,12 @@ class Host:
         return Walls(
             readable=readable,
             writable={cache_folder: "/cache"},
-            hidden=[*_hidden_runtime(), self.dataset.folder, self.dataset.holdout_path.parent],
+            hidden=[
+                *_hidden_runtime(),
+                self.dataset.folder,
+                self.dataset.holdout_path.parent,
+                self.cache.folder.parent,  # beside it lie the ledger, and weights of other runs
+            ],
             device_nodes=device_nodes(self.device),
         )
 

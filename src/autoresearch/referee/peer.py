@@ -86,7 +86,7 @@ def open_inside(
 ) -> Peer:
     """Start the module of a candidate or presenter behind `walls`."""
     role = module.rpartition(".")[2]
-    ours, theirs = Channel.pair()
+    ours, theirs = Channel.pair(most_fds=0)
     argv = [sys.executable, "-P", "-m", module, str(theirs.fileno())]
     extra = env.pop("INSIDE_PATH", "")
     try:

@@ -280,7 +280,7 @@ def _answer(scorer: Scorer, request: Message) -> tuple[str, dict[str, Any]]:
     if request.kind == "compare":
         arms = (body["champion"], body["reference"])
         return "compared", {"agrees": scorer.compare(*arms, body["least_gain_bpb"])}
-    presenter = Channel.from_fd(request.fds.pop())
+    presenter = Channel.from_fd(request.fds.pop(), most_fds=0)
     deadline = time.monotonic() + body["limit_s"]
     try:
         if request.kind == "score":

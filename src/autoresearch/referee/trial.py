@@ -23,6 +23,7 @@ from autoresearch.values.records import Measurement, Outcome, to_json
 from autoresearch.wire.buffer import SharedBuffer
 
 WEIGHTS_KEPT = 4  # of the last runs, in memory, for audits and for keeping
+MOST_KEPT_BYTES = 4 << 30  # of all that is kept beside the last one's
 UNVERIFIED = "own clock, scored in its own process, not audited"
 FINDINGS = {
     "future": "cheat: before a cut it predicts {gain} better when the true text follows: it reads "
@@ -225,8 +226,10 @@ class Referee:
 
     def _remember(self, spec: RunSpec, weights: SharedBuffer) -> None:
         self._weights[spec.run_id] = (spec, weights)
-        while len(self._weights) > WEIGHTS_KEPT:
+        sizes = [kept.size_bytes for _, kept in self._weights.values()]
+        while len(sizes) > WEIGHTS_KEPT or sum(sizes[:-1]) > MOST_KEPT_BYTES:
             self._weights.popitem(last=False)[1][1].close()
+            del sizes[0]
 
     def _end(self, spec: RunSpec, *seats: Seat, output: str | None) -> None:
         """Leave no process behind; keep `output`, by default all that the first of them printed."""

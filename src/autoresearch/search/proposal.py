@@ -7,6 +7,8 @@ be scored, and answers from the ledger what the ledger already knows.
 from __future__ import annotations
 
 import ast
+import dataclasses
+import math
 from dataclasses import dataclass
 from difflib import unified_diff
 from typing import Literal
@@ -20,6 +22,7 @@ from autoresearch.values.constants import (
 )
 from autoresearch.values.errors import UserError
 from autoresearch.values.records import Proposal
+from autoresearch.values.text import one_line
 
 MAX_SOURCE_BYTES = 128 * 1024
 MAX_LINE_CHARS = 400
@@ -39,6 +42,25 @@ def check_proposal(source: str, parent_source: str, history: History) -> Refusal
     return (
         _check_size(source) or _check_program(source) or _check_news(source, parent_source, history)
     )
+
+
+def tidy(proposal: Proposal, parent_source: str) -> Proposal:
+    """`proposal` with a description that git takes, and called a simplification only if it is one:
+    a looser rule judges those.
+    """
+    is_simpler = proposal.is_simplification and (
+        _count_nodes(proposal.source) < _count_nodes(parent_source)
+    )
+    words = one_line(proposal.description)
+    return dataclasses.replace(proposal, description=words, is_simplification=is_simpler)
+
+
+def _count_nodes(source: str) -> float:
+    """Nodes of the syntax tree; what does not parse is not simple."""
+    try:
+        return sum(1 for _ in ast.walk(parse_source(source)))
+    except UserError:
+        return math.inf
 
 
 def diff_of(parent_source: str, proposal: Proposal) -> str:

@@ -32,7 +32,7 @@ from autoresearch.search.ledger import Ledger
 from autoresearch.search.noise import measure_noise, should_pair
 from autoresearch.search.observer import Observer
 from autoresearch.search.oddity import find_oddity
-from autoresearch.search.proposal import check_proposal, diff_of
+from autoresearch.search.proposal import check_proposal, diff_of, tidy
 from autoresearch.search.researchers import Exhausted, Researcher, Unusable
 from autoresearch.search.stop import Interrupts, pause_s, stop_reason
 from autoresearch.values.config import Config
@@ -203,7 +203,7 @@ class Session:
             return None
         parent = self.branch.read(history.champion)
         try:
-            proposal = self.researcher.propose(history, history.champion, parent)
+            proposal = tidy(self.researcher.propose(history, history.champion, parent), parent)
         except Unusable as failure:
             nothing = failure.as_proposal(self.researcher.name, history.champion)
             self._refuse(nothing, failure.kind, str(failure), failure.edit)

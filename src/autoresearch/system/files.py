@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import secrets
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -64,6 +65,34 @@ def sha256_file(path: Path) -> str:
         while chunk := file.read(_HASH_CHUNK_BYTES):
             digest.update(chunk)
     return digest.hexdigest()
+
+
+def remove_tree(folder: Path) -> None:
+    """Remove a folder that hostile code filled: of any depth, locked or not; no error if it stays.
+
+    Inner folders are moved to the top before they are emptied, so that no path grows long.
+    """
+    with contextlib.suppress(OSError):
+        while inner := _clear_files(folder):
+            for outer in inner:
+                for path in _clear_files(outer):
+                    path.chmod(0o700)  # moving a folder writes to it
+                    path.rename(folder / secrets.token_hex(8))
+                outer.rmdir()
+        folder.rmdir()
+
+
+def _clear_files(folder: Path) -> list[Path]:
+    """Remove what is no folder in `folder`, and return the folders."""
+    folder.chmod(0o700)
+    inner = []
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.is_dir(follow_symlinks=False):
+                inner.append(Path(entry.path))
+            else:
+                os.unlink(entry.path)
+    return inner
 
 
 @contextlib.contextmanager

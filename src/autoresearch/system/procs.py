@@ -125,6 +125,8 @@ class ProcessTree:
 
         The pids that survived (normally none).
         """
+        if self._wrapper:  # its pid namespace ends with it, before we have looked for anybody
+            self._popen.kill()
         if self._leash >= 0:  # the first process knows better than we whom to kill
             os.close(self._leash)
             self._leash = -1

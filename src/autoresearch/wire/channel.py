@@ -3,8 +3,9 @@
 A frame is a 4-byte big-endian length and that many bytes of JSON. Both ends treat what arrives as
 hostile: a frame has a size limit and must be an object with a text `kind`; NaN, infinities and
 whole numbers over 64 bits become None. A peer that breaks these rules, or does not read what it is
-sent, is a `ChannelBroken`; a peer that is gone is a `ChannelClosed`. Descriptors that nobody asked
-for are closed on arrival.
+sent, is a `ChannelBroken`; a peer that is gone is a `ChannelClosed`. Untrusted peers may not send
+descriptors (`most_fds`). Those that come are closed by threads: a TCP socket that was set to linger
+takes as long to close as whoever sent it likes, and so does a channel with one in its queue.
 """
 
 from __future__ import annotations
@@ -15,16 +16,19 @@ import os
 import select
 import socket
 import struct
+import threading
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
 MAX_FRAME_BYTES = 256 * 1024
-MAX_DESCRIPTORS = 250  # the kernel passes 253 at most
+MAX_DESCRIPTORS = 253  # the most that the kernel passes; what found no room it would close itself
 SEND_LIMIT_S = (
     30.0  # for a peer to make room in its buffer; far longer than an honest one ever takes
 )
+CLOSE_WAIT_S = 0.1
 _LENGTH = struct.Struct(">I")
 
 
@@ -46,31 +50,35 @@ class Message:
 
     def close(self) -> None:
         """Close the descriptors that came along."""
-        for fd in self.fds:
-            os.close(fd)
+        _close_aside(self.fds)
         self.fds.clear()
 
 
 class Channel:
-    """One end of a conversation. Not thread-safe: one reader, one writer."""
+    """One end of a conversation. Not thread-safe: one reader, one writer.
 
-    def __init__(self, end: socket.socket) -> None:
+    The peer may have sent `most_fds` descriptors whose message is not complete; 0 for a peer that
+    has no business to send any.
+    """
+
+    def __init__(self, end: socket.socket, most_fds: int = MAX_DESCRIPTORS) -> None:
         self._socket = end
+        self._most_fds = most_fds
         self._buffer = bytearray()
         self._fds: list[int] = []
         # Both processes that hold this end must set it alike: the flag behind it is shared.
         end.settimeout(SEND_LIMIT_S)
 
     @classmethod
-    def pair(cls) -> tuple[Channel, socket.socket]:
+    def pair(cls, most_fds: int = MAX_DESCRIPTORS) -> tuple[Channel, socket.socket]:
         """Our end, and the other end as a plain socket to be inherited by a child."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-        return cls(ours), theirs
+        return cls(ours, most_fds), theirs
 
     @classmethod
-    def from_fd(cls, fd: int) -> Channel:
+    def from_fd(cls, fd: int, most_fds: int = MAX_DESCRIPTORS) -> Channel:
         """The end that a parent left in descriptor `fd`."""
-        return cls(socket.socket(fileno=fd))
+        return cls(socket.socket(fileno=fd), most_fds)
 
     def fileno(self) -> int:
         """The descriptor of this end."""
@@ -121,8 +129,8 @@ class Channel:
         except ConnectionResetError as error:
             raise ChannelClosed("the peer died") from error
         self._fds.extend(fds)
-        if len(self._fds) > MAX_DESCRIPTORS:
-            raise ChannelBroken(f"more than {MAX_DESCRIPTORS} descriptors came")
+        if len(self._fds) > self._most_fds:
+            raise ChannelBroken(f"more than {self._most_fds} descriptors came")
         if not data:
             raise ChannelClosed("the peer closed the channel")
         self._buffer += data
@@ -152,10 +160,23 @@ class Channel:
 
     def close(self) -> None:
         """Close the socket and every descriptor that nobody took."""
-        for fd in self._fds:
-            os.close(fd)
+        _close_aside([*self._fds, self._socket.detach()])
         self._fds.clear()
-        self._socket.close()
+
+
+def _close_aside(fds: Sequence[int]) -> None:
+    """Close descriptors, each in a thread of its own, and wait a moment, not for ever."""
+    closers = [threading.Thread(target=_close, args=(fd,), daemon=True) for fd in fds if fd >= 0]
+    for closer in closers:
+        closer.start()
+    deadline = time.monotonic() + CLOSE_WAIT_S
+    for closer in closers:
+        closer.join(max(0.0, deadline - time.monotonic()))
+
+
+def _close(fd: int) -> None:
+    with suppress(OSError):
+        os.close(fd)
 
 
 def _parse(payload: bytes) -> tuple[str, dict[str, Any]]:
