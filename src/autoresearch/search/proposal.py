@@ -64,7 +64,9 @@ def _count_nodes(source: str) -> float:
 
 
 def diff_of(parent_source: str, proposal: Proposal) -> str:
-    """What a proposal would change, as a unified diff of train.py."""
+    """What a proposal would change, as a unified diff of train.py; its front where it is huge."""
+    if _check_size(proposal.source):
+        return proposal.source[:MAX_SOURCE_BYTES]
     old, new = parent_source.splitlines(keepends=True), proposal.source.splitlines(keepends=True)
     return "".join(unified_diff(old, new, "a/train.py", "b/train.py"))
 
