@@ -376,6 +376,20 @@ def test_a_scorer_that_does_not_load_is_our_own_fault(tmp_path: Path) -> None:
     lab.close()
 
 
+def test_a_scorer_killed_while_it_loads_disturbs_the_run(tmp_path: Path) -> None:
+    """Found by runs/kill_storm.sh: it ended the session. The next run starts another."""
+    lab = Lab(tmp_path)
+    lab.referee.scoring.open()
+    killed = lab.referee.scoring._scorer
+    assert killed is not None
+    os.kill(killed.tree.pid, signal.SIGKILL)
+    measurement = lab.run(HONEST)
+    assert measurement.outcome is Outcome.DISTURBED, measurement
+    assert "killed while it loaded (signal 9)" in measurement.reason
+    assert lab.run(HONEST).outcome is Outcome.SCORED
+    lab.close()
+
+
 def test_weights_of_kept_runs_can_be_saved_and_the_oldest_are_dropped(lab: Lab) -> None:
     """Memory holds the last few; a saved file is what was scored."""
     first = lab.run(HONEST)

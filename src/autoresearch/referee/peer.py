@@ -16,6 +16,8 @@ from autoresearch.wire.channel import Channel, ChannelBroken, ChannelClosed, Mes
 
 _PASSED_ON = ("LD_LIBRARY_PATH", "CUDA_HOME", "TRITON_PTXAS_PATH", "LANG", "COVERAGE_PROCESS_START")
 
+LAST_WORDS_S = 2.0  # between a closed channel and the exit code
+
 
 class PeerGone(Exception):
     """The process ended, or broke the protocol; the text says which."""

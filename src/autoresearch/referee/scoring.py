@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from autoresearch.referee.host import Host, RunSpec, Seat
-from autoresearch.referee.peer import Peer, PeerGone, open_scorer
+from autoresearch.referee.peer import LAST_WORDS_S, Peer, PeerGone, open_scorer
 from autoresearch.values.errors import AutoresearchError, TrialFailed
 from autoresearch.values.records import Outcome
 from autoresearch.wire.buffer import SharedBuffer, frozen_copy
@@ -176,6 +176,7 @@ class Scoring:
 
         Raises:
             AutoresearchError: it does not start; its output is in the message.
+            TrialFailed: it was killed meanwhile (disturbed); the next `open` starts another.
         """
         self.open()
         assert self._scorer is not None, "open() starts it"
@@ -184,7 +185,11 @@ class Scoring:
                 message = self._scorer.receive(LOAD_LIMIT_S)
             except PeerGone as gone:
                 said = self._scorer.tree.output.text()[-2000:]
+                code = self._scorer.tree.wait(LAST_WORDS_S)
                 self.close()
+                if code is not None and code < 0:
+                    reason = f"the scorer was killed while it loaded (signal {-code})"
+                    raise TrialFailed(Outcome.DISTURBED, reason) from gone
                 raise AutoresearchError(f"{gone} while it loaded; it said:\n{said}") from gone
             if message is None or message.kind != "ready":
                 self.close()

@@ -15,7 +15,7 @@ from typing import Any
 import psutil
 
 from autoresearch.referee.host import Host, RunSpec, Seat
-from autoresearch.referee.peer import PeerGone
+from autoresearch.referee.peer import LAST_WORDS_S, PeerGone
 from autoresearch.referee.telemetry import Telemetry
 from autoresearch.system import nvml
 from autoresearch.system.clock import Drift
@@ -29,7 +29,6 @@ from autoresearch.wire.channel import Message
 GRACE_S, GRACE_FRAC = 0.5, 0.005  # how late weights may arrive: the larger of the two
 MOST_DRIFT_S = 1.0  # between the clocks; more means that the machine slept
 POLL_S = 0.25
-LAST_WORDS_S = 2.0  # between a closed channel and the exit code
 MOST_PROCESSES = 512
 MOST_WEIGHTS_FRAC = 0.25  # of the memory that a candidate may use; scoring holds them several times
 MOST_MESSAGES_PER_S = 100.0
