@@ -46,6 +46,7 @@ def start(folder: Path, max_trials: int) -> subprocess.Popen[bytes]:
     tables = {
         "researcher": {"kind": "agent", "command": command, "backoff_s": 0.05},
         "agent": {"deadline_s": 20.0},
+        "spending": {"session_usd": 0.0},
     }
     path = os.pathsep.join([str(ROOT / "src"), str(STUBS)])
     return subprocess.Popen(

@@ -116,8 +116,8 @@ MUTANTS = (
         invariant=6,
         bug="an offset of the logits swallows the entropy",
         file="referee/scorer.py",
-        old="shifted = row_logits - row_logits.amax(dim=-1, keepdim=True)",
-        new="shifted = row_logits",
+        old='[functional.cross_entropy(*row, reduction="none") for row in rows]',
+        new="[a.logsumexp(-1) - a.gather(-1, b[:, None])[:, 0] for a, b in rows]",
     ),
     Mutant(
         invariant=6,
@@ -138,8 +138,8 @@ MUTANTS = (
         invariant=7,
         bug="the token at the cut is not looked at",
         file="referee/audit.py",
-        old="    ends = cut\n",
-        new="    ends = np.maximum(1, cut - 1)\n",
+        old="    starts = np.maximum(0, cut - near)",
+        new="    cut = np.maximum(1, cut - 1)\n    starts = np.maximum(0, cut - near)",
         tests=(INVARIANTS, "tests/unit/test_audit.py"),
     ),
     Mutant(
@@ -161,8 +161,8 @@ MUTANTS = (
         invariant=8,
         bug="data under a bound folder is visible",
         file="referee/host.py",
-        old="hidden=[*_hidden_runtime(), self.dataset.folder, self.dataset.holdout_path.parent]",
-        new="hidden=[]",
+        old="self.dataset.folder,\n                self.dataset.holdout_path.parent,\n",
+        new="",
     ),
     Mutant(
         invariant=8,

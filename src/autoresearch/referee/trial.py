@@ -11,6 +11,7 @@ import hashlib
 import json
 import secrets
 from collections import OrderedDict
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -202,10 +203,7 @@ class Referee:
             training.prepare()
             training.train()
             output = candidate.peer.tree.output.text()
-            began = self.host.clock.monotonic()
-            answer = self.scoring.score_script(candidate.peer, spec)
-            facts["scoring_s"] = self.host.clock.monotonic() - began
-            facts.update(val_bpb=answer["val_bpb"], val_bpb_decoded=answer["val_bpb_decoded"])
+            self._note_score(facts, lambda: self.scoring.score_script(candidate.peer, spec))
         finally:
             facts.update({**training.facts, **facts})
             self._end(spec, candidate, output=output)
@@ -214,11 +212,18 @@ class Referee:
     def _score(
         self, spec: RunSpec, presenter: Seat, weights: SharedBuffer, facts: dict[str, Any]
     ) -> None:
+        present = self.scoring.present
+        self._note_score(
+            facts, lambda: present(presenter, "score", spec, weights, run_id=spec.run_id)
+        )
+        presenter.end()
+
+    def _note_score(self, facts: dict[str, Any], ask: Callable[[], dict[str, Any]]) -> None:
+        """The scorer's answer and the seconds that it took."""
         began = self.host.clock.monotonic()
-        answer = self.scoring.present(presenter, "score", spec, weights, run_id=spec.run_id)
+        answer = ask()
         facts["scoring_s"] = self.host.clock.monotonic() - began
         facts.update(val_bpb=answer["val_bpb"], val_bpb_decoded=answer["val_bpb_decoded"])
-        presenter.end()
 
     def _audit(self, spec: RunSpec, facts: dict[str, Any]) -> None:
         facts["was_audited"] = True
