@@ -176,7 +176,7 @@ class NoSandbox(Sandbox):
         cap: int,
     ) -> ProcessTree:
         home = next(iter(walls.writable), None)
-        env = {**env, "HOME": str(home or "/nonexistent")}
+        env = {"PATH": "/usr/bin:/bin", **env, "HOME": str(home or "/nonexistent")}
         return spawn(argv, env=env, cwd=home, pass_fds=fds, output_cap_bytes=cap)
 
 
