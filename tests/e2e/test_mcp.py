@@ -27,7 +27,10 @@ from autoresearch.views.text import clean
 from autoresearch.workspace import Workspace
 
 mcp = pytest.importorskip("mcp")
-pytestmark = pytest.mark.timeout(300)  # real runs: the first trial calibrates
+pytestmark = [  # real runs: the first trial calibrates, so all go to one worker
+    pytest.mark.timeout(300),
+    pytest.mark.xdist_group("mcp"),
+]
 SOURCE = str(Path(workspaces.__file__).parents[1])
 TOKEN = "loopback"
 CHANGES = {
@@ -41,10 +44,15 @@ CHANGES = {
 def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workspace]:
     """A prepared demo workspace with runs of a second, whose processes find this source."""
     folder = tmp_path_factory.mktemp("mcp")
+    texts = folder / "texts"
+    texts.mkdir()
+    for path in sorted(Path(os.__file__).parent.glob("*.py"))[:40]:
+        (texts / f"{path.stem}.txt").write_bytes(path.read_bytes())
+    data = {**CHANGES["data"], "corpus": "files", "path": str(texts)}
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("AUTORESEARCH_HOME", str(folder / "home"))
         patch.setenv("PYTHONPATH", SOURCE)
-        made = workspaces.init(folder / "w", "demo", CHANGES)
+        made = workspaces.init(folder / "w", "demo", {**CHANGES, "data": data})
         dataset.prepare(made.config.data, cache_home())
         yield made
 

@@ -200,6 +200,8 @@ def _confine(plan: dict[str, Any], home: str) -> None:
     for folder in plan["runtime"]:
         for path, access in visible_in(os.path.realpath(folder), plan["hidden"]):
             _allow(rules, path, access & handled)
+    for path in plan["listed"]:  # Python looks for packages by listing the folders that they lie in
+        _allow(rules, path, _READ_DIR & handled)
     for path in (*plan["readable"], *(f"/proc/{name}" for name in _HARMLESS_FACTS)):
         _allow(rules, path, _READ & handled)
     for path in (home, *plan["writable"]):

@@ -142,6 +142,7 @@ class Landlock(Sandbox):
             "leash": held,
             "fds": list(fds),
             "runtime": [str(path) for path in (*runtime_folders(), *_root_folders())],
+            "listed": [str(Path(__file__).resolve().parents[2])],
             "hidden": [str(path.resolve()) for path in walls.hidden],
             "readable": [str(path) for path in walls.readable],
             "writable": [str(path) for path in walls.writable],
