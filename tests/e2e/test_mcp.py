@@ -121,6 +121,7 @@ def test_in_memory(home: Workspace) -> None:
     check(home, asyncio.run(talk()), before)
 
 
+@pytest.mark.slow
 def test_stdio(home: Workspace) -> None:
     """As an agent's configuration starts it."""
 
@@ -178,6 +179,7 @@ async def connect(url: str) -> AsyncIterator[Any]:
             yield client
 
 
+@pytest.mark.slow
 def test_http(home: Workspace) -> None:
     """With the token a whole trial, without it nothing."""
 
@@ -196,6 +198,7 @@ def test_http(home: Workspace) -> None:
         check(home, asyncio.run(talk(url)), before)
 
 
+@pytest.mark.slow
 def test_the_command_line_does_the_same(home: Workspace) -> None:
     """`train -m` on an edited file; a second time it is refused, and costs no run."""
     edited = home.read_train().replace("\nQK_GAIN = 1.0", "\nQK_GAIN = 1.1")
