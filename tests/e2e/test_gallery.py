@@ -1,7 +1,7 @@
 """Every cheat of the gallery gets what it deserves, and no honest candidate is harmed.
 
-`make test` takes every third of those without torch, `make test-all` (GALLERY=all) all of them once,
-runs/gallery.sh all of them many times.
+`make test` takes every third of those without torch, `make test-all` (GALLERY=all) all of them
+once, runs/gallery.sh all of them many times.
 """
 
 from __future__ import annotations
