@@ -6,8 +6,8 @@
 PYTHON ?= python3
 VENV := .venv
 DEMO ?= demo/$(shell date +%Y%m%d-%H%M%S)
-# Three workers on two cores: many tests wait for a process. 0 runs everything in one process.
-WORKERS ?= 3
+# Two workers on two cores: with more, tests that watch a clock run out of patience. 0 runs everything in one process.
+WORKERS ?= 2
 
 # Without an NVIDIA card, `torch==` takes a CPU build wherever pip can see one (constraints.txt says how to show it one).
 # With a card, `===` asks for exactly the plain build, the one with CUDA, even where a CPU build is at hand.
