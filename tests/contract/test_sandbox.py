@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import select
 import struct
 import subprocess
 import sys
@@ -341,19 +342,23 @@ def test_whoever_hides_is_killed_too(walled: Sandbox) -> None:
         MARKER = {marker!r}
         time.sleep(60)
     """
+    reader, writer = os.pipe()  # everybody holds the other end: its end comes with the last death
     tree = walled.spawn(
         [sys.executable, "-S", "-c", textwrap.dedent(source)],
         Walls(),
         env={},
-        pass_fds=(),
+        pass_fds=(writer,),
         output_cap_bytes=1 << 16,
     )
+    os.close(writer)
     limit = time.monotonic() + GONE_IN_S
     while tree.output.text().count("up") < 2 and time.monotonic() < limit:
         time.sleep(0.005)
     assert tree.output.text().count("up") == 2
     assert tree.kill() == []
-    assert living_with(marker) == []
+    assert select.select([reader], [], [], GONE_IN_S)[0], "somebody lives on"
+    assert os.read(reader, 1) == b""
+    os.close(reader)
 
 
 def living_with(marker: str) -> list[int]:

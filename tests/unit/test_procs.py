@@ -226,6 +226,7 @@ def test_survivors_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where a kill does nothing, the caller hears which processes are left."""
     with tree_of("import time; time.sleep(60)") as tree:
         monkeypatch.setattr(psutil.Process, "kill", lambda self: None)
+        monkeypatch.setattr(os, "killpg", lambda *_: None)
         assert tree.kill(wait_s=0.05) == [tree.pid]
         monkeypatch.undo()
 

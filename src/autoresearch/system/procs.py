@@ -139,8 +139,7 @@ class ProcessTree:
             if not living and self._popen.poll() is not None:
                 break
             for process in living:
-                with contextlib.suppress(psutil.Error):
-                    process.kill()
+                _kill_with_group(process)
             psutil.wait_procs(living, timeout=wait_s / 20)
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._popen.wait(timeout=wait_s / 20)
@@ -252,6 +251,15 @@ def _wrapper_name(argv: object) -> str:
     """The program's name where it is not Python itself, else ""."""
     program = argv[0] if isinstance(argv, list) else ""
     return "" if program == sys.executable else Path(program).name
+
+
+def _kill_with_group(process: psutil.Process) -> None:
+    """Kill a process and its group, which takes in one moment even those that fork ahead."""
+    with contextlib.suppress(psutil.Error, OSError):
+        process.kill()  # first: it makes sure that the pid was not given to somebody else
+        group = os.getpgid(process.pid)
+        if group != os.getpgrp():
+            os.killpg(group, _SIGKILL)
 
 
 def _is_living(process: psutil.Process) -> bool:
