@@ -537,11 +537,9 @@ def test_small_batches_may_share_a_shape(train: ModuleType) -> None:
 
 
 LEADS: dict[str, dict[str, Any]] = {
-    "pairs in x0": {"BIGRAM_ROWS": 509},
-    "pairs in blocks": {"BIGRAM_ROWS": 509, "BIGRAM_INTO": "blocks"},
-    "smear": {"SMEAR": True},
-    "skips": {"SKIPS": 2},
-    "all": {"BIGRAM_ROWS": 509, "BIGRAM_INTO": "blocks", "SMEAR": True, "SKIPS": 1},
+    "pairs": {"BIGRAM_ROWS": 509},
+    "triples": {"TRIGRAM_ROWS": 509},
+    "both": {"BIGRAM_ROWS": 509, "TRIGRAM_ROWS": 251},
 }
 
 
@@ -613,63 +611,34 @@ def test_leads_start_as_nothing(train: ModuleType, name: str) -> None:
 def test_leads_fit_shallow_models(train: ModuleType, depth: int) -> None:
     """Fewer blocks than a lead would like are no error."""
     train.DEPTH = depth
-    run = run_main(with_leads(train, "all"), FakeRun(num_steps=2))
+    run = run_main(with_leads(train, "both"), FakeRun(num_steps=2))
     assert run.model(random_tokens()).isfinite().all()
 
 
-def test_skips_reach_the_last_two_blocks_and_the_head(train: ModuleType) -> None:
-    """Each share matters, and the activation mixed in is the one in the middle."""
-    train.SKIPS = 1
-    model = perturbed(train.build_model(FakeRun()))
-    tokens, seen = random_tokens(), []
-    real = model.block
-
-    def block(x: torch.Tensor, *rest: Any) -> torch.Tensor:
-        seen.append((x if rest[0] is None else x + rest[0], rest[-1]))
-        return real(x, *rest)
-
-    model.block = block
-    model(tokens, random_tokens()).backward()
-    assert [len(extras) for _, extras in seen] == [0, 0, 1, 1]
-    assert all(torch.equal(extras[0][1], seen[2][0]) for _, extras in seen[2:])
-    assert (model.lambda_skip.grad != 0).all()
-
-
-def test_pull_moves_a_share_of_the_way(train: ModuleType) -> None:
-    """In place, in float32 and back."""
-    p, table = torch.ones(3), torch.ones(2).bfloat16()
-    train.pull([p, table], [torch.full((3,), 3.0), torch.full((2,), 2.0)], 0.25)
-    assert p.tolist() == [1.5] * 3
-    assert table.tolist() == [1.25] * 2
-
-
-def test_average_changes_the_end_alone(train: ModuleType) -> None:
-    """Training is as without it; the weights handed over are others."""
-    plain = run_main(train, FakeRun(num_steps=6))
-    train.AVERAGE_SHARE, train.AVERAGE_STEPS, train.AVERAGE_EVERY = 0.5, 4, 1
-    averaged = run_main(train, FakeRun(num_steps=6))
-    assert [r["loss"] for r in plain.reports] == [r["loss"] for r in averaged.reports]
-    assert all(
-        (p != q).any()
-        for p, q in zip(plain.model.parameters(), averaged.model.parameters(), strict=True)
-    )
-
-
-def test_pairs_are_two_tokens(train: ModuleType) -> None:
-    """A pair's row depends on both tokens and their order, on no others; the first has its own."""
-    train.BIGRAM_ROWS = 2**17
+@pytest.mark.parametrize("n", [2, 3])
+def test_ngrams_are_n_tokens(train: ModuleType, n: int) -> None:
+    """A row depends on all n tokens and their order, on no others; the first have their own."""
+    size = 2**17
     tokens = torch.randint(0, 32768, (3, 50))
-    rows = train.pair_rows(tokens)
-    assert (rows[:, 0] == 2**17 - 1).all()
-    assert rows[:, 1:].max() < 2**17 - 1
+    rows = train.ngram_rows(tokens, n, size)
+    assert (rows[:, : n - 1] == size - 1).all()
+    assert rows[:, n - 1 :].max() < size - 1
     assert rows.min() >= 0
-    for t in range(1, 50):
-        assert torch.equal(train.pair_rows(tokens[:, t - 1 : t + 1])[:, 1], rows[:, t])
-    assert torch.equal(train.pair_rows(tokens.int()), rows.int())
-    pairs = torch.cartesian_prod(torch.arange(300), torch.arange(300))
-    used = train.pair_rows(pairs)[:, 1].unique().numel()
-    chance = 2**17 * (1 - math.exp(-(300**2) / 2**17))
-    assert used > 0.95 * chance  # as good as random rows
+    for t in range(n - 1, 50):
+        assert torch.equal(
+            train.ngram_rows(tokens[:, t + 1 - n : t + 1], n, size)[:, -1], rows[:, t]
+        )
+    assert (train.ngram_rows(tokens.flip(1), n, size).flip(1)[:, : 1 - n] != rows[:, n - 1 :]).any()
+    assert torch.equal(train.ngram_rows(tokens.int(), n, size), rows.int())
+
+
+@pytest.mark.parametrize(("n", "num"), [(2, 300), (3, 45)])
+def test_ngrams_spread(train: ModuleType, n: int, num: int) -> None:
+    """As many rows are used as random ones would be."""
+    size = 2**17
+    ngrams = torch.cartesian_prod(*[torch.arange(num)] * n)
+    used = train.ngram_rows(ngrams, n, size)[:, -1].unique().numel()
+    assert used > 0.95 * size * (1 - math.exp(-len(ngrams) / size))
 
 
 def test_the_mlp_may_start_smaller(train: ModuleType) -> None:
@@ -690,7 +659,7 @@ def test_tables_have_betas_of_their_own(train: ModuleType) -> None:
     optimizer = train.make_optimizer(model)
     names = {id(p): name for name, p in model.named_parameters()}
     slow = {names[id(g["params"][0])] for g in optimizer.param_groups if g["betas"][1] == 0.995}
-    assert slow == {"embedding", "values", "bigram"}
+    assert slow == {"embedding", "values", "ngrams.0"}
 
 
 def test_momentum_moves_on_in_the_cool_down(train: ModuleType) -> None:

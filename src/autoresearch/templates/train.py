@@ -42,16 +42,13 @@ SOFTCAP = 15.0  # logits stay within +-this, nats [8.0, 40.0] log
 INIT_SCALE = 1.0  # factor on the first spread of block matrices and value tables [0.3, 1.5] log
 FC_INIT = 1.0  # factor on that of the MLP's first matrix on top [0.2, 1.5] log
 BIGRAM_ROWS = 0  # rows of the table of token pairs, 0: none; worth trying 2**17 to 2**19
-BIGRAM_INTO = "x0"  # pairs join "x0", as good as free, or "blocks": each by a learned share
-BIGRAM_SHARE = 0.1  # start of those shares, factor; worth trying 0.03 to 0.3
-SMEAR = False  # mix the token before into each embedding, through a learned gate that starts shut
-SKIPS = 0  # earlier activations that the last two blocks and the head may mix in; worth trying 1, 2
+TRIGRAM_ROWS = 0  # rows of the table of token triples, 0: none; worth trying 2**18 to 2**20
 TABLES_BF16 = True  # embedding tables and their moments in bfloat16, else float32 {True, False}
 
 # Optimizer (embedding and head rates are for width 768 and scale with width^-0.5)
 EMBEDDING_LR = 0.6  # Adam step size of the token embedding [0.03, 1.5] log
 VALUE_LR = 0.6  # Adam step size of the value embeddings [0.03, 1.5] log
-BIGRAM_LR = 0.1  # Adam step size of the pairs' table, which starts at 0; worth trying 0.03 to 0.6
+NGRAM_LR = 0.1  # Adam step size of pairs and triples, which start at 0; worth trying 0.03 to 0.6
 HEAD_LR = 0.004  # Adam step size of the head [0.001, 0.05] log
 SCALAR_LR = 0.5  # Adam step size of lambda_x0; other scalars take a hundredth [0.05, 1.0] log
 MATRIX_LR = 0.04  # Muon step size, times sqrt(rows / columns) of tall matrices [0.005, 0.2] log
@@ -68,7 +65,7 @@ POLAR_STEPS = 5  # Polar Express iterations {3, 4, 5}
 MATRIX_DECAY = 0.2  # cautious weight decay of matrices at the start, falls to 0 [0.0, 0.5]
 EMBEDDING_DECAY = 0.0  # weight decay of the token embedding, times its step size [0.0, 0.01]
 VALUE_DECAY = 0.0  # weight decay of the value embeddings, times their step size [0.0, 0.01]
-BIGRAM_DECAY = 0.0  # weight decay of the pairs' table, times its step size; up to 0.01
+NGRAM_DECAY = 0.0  # weight decay of those tables, times their step size; up to 0.01
 HEAD_DECAY = 0.0  # weight decay of the head, times its step size [0.0, 0.05]
 
 # Schedule and batch
@@ -80,9 +77,6 @@ EARLY_SHARE = 0.0  # share of the budget that runs on smaller batches, 0: none; 
 EARLY_BATCH = 0.5  # those batches, share of TOTAL_BATCH; worth trying 0.25 to 0.5
 BATCH_LR_POWER = 0.5  # their learning rates: share of the batch to this power; 0.4 to 1.0
 MICRO_BATCH = 128  # rows at once; smaller if memory demands it, with the same total
-AVERAGE_SHARE = 0.0  # share of the weights' running mean in what is handed over; up to 0.8
-AVERAGE_STEPS = 200  # memory of that mean, steps; worth trying 50 to 400
-AVERAGE_EVERY = 5  # steps between its updates
 
 # Machine
 PRECISION = "auto"  # activations: "float32", "bfloat16"; auto: bfloat16 if the chip is fast at it
@@ -173,10 +167,15 @@ def lookup(tokens, embedding, values):
     return F.embedding(tokens, embedding), [F.embedding(tokens, table) for table in values]
 
 
-def pair_rows(tokens):
-    """Rows of the pairs' table, by a hash of each token and the one before: (B, T) -> (B, T)."""
-    mixed = (36313 * tokens[:, 1:]) ^ (27191 * tokens[:, :-1])
-    return F.pad(mixed % (BIGRAM_ROWS - 1), (1, 0), value=BIGRAM_ROWS - 1)  # none before the first
+def ngram_rows(tokens, n, num_rows):
+    """Rows of a table of n tokens in a row, by a hash of each and those before: (B, T) -> (B, T).
+
+    The first n - 1 tokens, which have too few before them, share the last row.
+    """
+    mixed = 0
+    for back, factor in zip(range(n), (36313, 27191, 51749, 44533), strict=False):
+        mixed = mixed ^ (factor * tokens[:, n - 1 - back : tokens.size(1) - back])
+    return F.pad(mixed % (num_rows - 1), (n - 1, 0), value=num_rows - 1)
 
 
 def softcap(logits):
@@ -275,20 +274,7 @@ def pick_precision(device):
     return torch.bfloat16 if has_fast_bf16 else torch.float32
 
 
-def smear(x, gate, share):
-    """Mix in the token before: x (B, T, C), gate (1, channels), share scalar -> (B, T, C)."""
-    opening = share * torch.sigmoid(F.linear(x[:, 1:, : gate.size(-1)], gate))
-    return torch.cat([x[:, :1], x[:, 1:] + opening * x[:, :-1]], dim=1)
-
-
-def join(x, extras):
-    """Add what extras hold, pairs of a scalar and a (B, T, C), to x (B, T, C)."""
-    for share, other in extras:
-        x = x + share * other
-    return x
-
-
-def block(x, y, x0, cos, sin, resid, mix, weights, value, window, ops, extras=()):
+def block(x, y, x0, cos, sin, resid, mix, weights, value, window, ops):
     """One layer: x, x0 (B, T, C); resid, mix scalars; value (B, T, G D) or None: of each token.
 
     The stream comes and goes as x + y: what the MLP adds is added with the next norm, in one pass.
@@ -296,9 +282,6 @@ def block(x, y, x0, cos, sin, resid, mix, weights, value, window, ops, extras=()
     q_kv, out, fc, proj, gate = weights
     num_heads = x.size(-1) // (2 * cos.size(-1))
     front = 0 if value is None else gate.size(-1)
-    if extras:
-        x = join(resid * (x if y is None else x + y) + mix * x0, extras)
-        y = x0 = resid = mix = None
     x, h, first = ops.add_norm(x, y, x0, resid, mix, front)
     # the gate starts at exactly 1: its weights are zero
     opening = None if value is None else F.linear(first, gate)
@@ -335,19 +318,14 @@ class GPT(nn.Module):
         self.gate = nn.Parameter(torch.empty(len(self.value_layers), G, GATE_CHANNELS))
         self.lambda_resid = nn.Parameter(torch.empty(L))
         self.lambda_x0 = nn.Parameter(torch.empty(L))
-        if BIGRAM_ROWS:
-            self.bigram = nn.Parameter(torch.empty(BIGRAM_ROWS, C, dtype=tables))
-        if BIGRAM_ROWS and BIGRAM_INTO == "blocks":
-            self.lambda_bigram = nn.Parameter(torch.empty(L))
-        if SMEAR:
-            self.smear_gate = nn.Parameter(torch.empty(1, GATE_CHANNELS))
-            self.lambda_smear = nn.Parameter(torch.empty(1))
-        if SKIPS:
-            self.lambda_skip = nn.Parameter(torch.empty(SKIPS, 3))
+        sizes = {2: BIGRAM_ROWS, 3: TRIGRAM_ROWS}
+        self.spans = [n for n in sizes if sizes[n]]
+        ngrams = [torch.empty(sizes[n], C, dtype=tables) for n in self.spans]
+        self.ngrams = nn.ParameterList(map(nn.Parameter, ngrams))
         for name in ("cos", "sin"):
             table = torch.empty(context, 1, D // 2, dtype=torch.bfloat16)
             self.register_buffer(name, table, persistent=False)
-        self.block, self.smear, self.join = block, smear, join  # main() compiles them
+        self.block = block  # main() compiles it
 
     @torch.no_grad()
     def initialize(self, operators, precision):
@@ -363,8 +341,6 @@ class GPT(nn.Module):
         self.fc.mul_(FC_INIT)
         self.lambda_resid.fill_(LAMBDA_RESID)
         self.lambda_x0.fill_(LAMBDA_X0)
-        if BIGRAM_ROWS and BIGRAM_INTO == "blocks":
-            self.lambda_bigram.fill_(BIGRAM_SHARE)
         device = self.cos.device
         steps = torch.arange(0, self.head_dim, 2, device=device, dtype=torch.float32)
         positions = torch.arange(self.context, device=device, dtype=torch.float32)
@@ -385,28 +361,16 @@ class GPT(nn.Module):
         values = {i: (value.to(dtype), gate) for i, value, gate in values}
 
         x0 = norm(embedded.to(dtype))
-        extras = [[] for _ in range(L + 1)]  # of each block, then of the head
-        if SMEAR:
-            x0 = self.smear(x0, self.smear_gate.to(dtype), self.lambda_smear[0])
-        if BIGRAM_ROWS:
-            paired, _ = ops.lookup(pair_rows(tokens), self.bigram, self.bigram.new_empty(0, 1, 1))
-            paired = paired.to(dtype)
-            if BIGRAM_INTO == "x0":
-                x0 = x0 + paired
-            else:
-                extras = [[(share, paired)] for share in self.lambda_bigram.unbind()] + [[]]
-        skips = {L * (j + 1) // (SKIPS + 1): self.lambda_skip[j] for j in range(SKIPS)}
+        for n, table in zip(self.spans, self.ngrams, strict=True):
+            rows = ngram_rows(tokens, n, len(table))
+            x0 = x0 + ops.lookup(rows, table, table.new_empty(0, 1, 1))[0].to(dtype)
         x, *copies = ops.share(x0, 1 + L)
         y = None
         for i, window in enumerate(self.windows):
-            for share, later in zip(skips.get(i, ()), extras[-3:], strict=False):
-                later.append((share, x if y is None else x + y))
             value, gate = values.get(i, (None, None))
             weights = (*matrices[i], gate)
-            rest = (cos, sin, resid[i], mix[i], weights, value, window, ops, extras[i])
+            rest = (cos, sin, resid[i], mix[i], weights, value, window, ops)
             x, y = self.block(x, y, copies[i], *rest)
-        if extras[-1]:
-            x, y = self.join(x + y, extras[-1]), None
         x = ops.add_norm(x, y)[1]
         if targets is not None:
             return ops.head_loss(x, self.head, targets)
@@ -519,23 +483,13 @@ def make_optimizer(model):
         adamw(model.lambda_resid, SCALAR_LR * 0.01),
         adamw(model.lambda_x0, SCALAR_LR, betas=(0.96, 0.95)),
     ]
-    if BIGRAM_ROWS:
-        groups.append(adamw(model.bigram, BIGRAM_LR * s, BIGRAM_DECAY, table_betas))
-    for name in ("lambda_bigram", "lambda_smear", "lambda_skip", "smear_gate"):
-        if hasattr(model, name):
-            groups.append(adamw(getattr(model, name), SCALAR_LR * 0.01))
+    for table in model.ngrams:
+        groups.append(adamw(table, NGRAM_LR * s, NGRAM_DECAY, table_betas))
     for p in (model.q, model.kv, model.out, model.fc, model.proj, model.gate):
         lr = MATRIX_LR * max(1.0, p.size(-2) / p.size(-1)) ** 0.5
         group = {"params": [p], "rule": "muon", "lr": lr, "decay": MATRIX_DECAY}
         groups.append({**group, "betas": (MOMENTUM_START, NORMUON_BETA2)})
     return MuonAdamW(groups, model.precision)
-
-
-@torch.no_grad()
-def pull(tensors, goals, share):
-    """Move tensors a share of the way to their goals, in float32."""
-    for tensor, goal in zip(tensors, goals, strict=True):
-        tensor.copy_(tensor.float().lerp(goal.float(), share))
 
 
 # --------------------------------------------------------------------------------------------------
@@ -624,7 +578,7 @@ def compile_parts(model, optimizer):
     """Compile one block (not all: they are alike), what is around it, the loss, the two rules."""
     torch._dynamo.config.recompile_limit = 64  # one for each window, micro-batch, matrix shape
     whole = partial(torch.compile, dynamic=False, fullgraph=True)
-    model.block, model.smear, model.join = whole(block), whole(smear), whole(join)
+    model.block = whole(block)
     if model.operators.head_loss is head_loss:
         model.operators.head_loss = torch.compile(head_loss, dynamic=False)
     optimizer.adamw_rule, optimizer.muon_rule = whole(adamw_rule), whole(muon_rule)
@@ -704,8 +658,6 @@ def main(run):
     gc.freeze()
     gc.disable()
 
-    params = list(model.parameters()) if AVERAGE_SHARE else []
-    means = [p.detach().to(torch.float32, copy=True) for p in params]
     rows = Rows(run.start(), run.device, run.seed)
     losses, smooth, weight = LateLoss(run.device), 0.0, 0.0
     step, tokens, tokens_per_s, started = 0, 0, 0.0, time.perf_counter()
@@ -720,8 +672,6 @@ def main(run):
         multiplier = schedule(optimizer, progress, step, math.prod(batch) / math.prod(late_batch))
         losses.put(step, train_step(model, optimizer, rows, *batch))
         step, tokens = step + 1, tokens + math.prod(batch) * run.context
-        if step % AVERAGE_EVERY == 0:
-            pull(means, params, min(1.0, AVERAGE_EVERY / AVERAGE_STEPS))
         if step % COLLECT_EVERY == 0:
             gc.collect()
         tokens_per_s = tokens / (time.perf_counter() - started)
@@ -734,7 +684,6 @@ def main(run):
             mfu_percent=percent * tokens_per_s,
             remaining_s=run.budget_s * (1 - progress),
         )
-    pull(params, means, AVERAGE_SHARE)
     run.submit(
         model,
         num_steps=step,
