@@ -13,7 +13,7 @@ runs: of records among 106 runs after the first 6 there are 2.79, not 4.17 (2.76
 
     python runs/aa.py --jobs 32 --cores 0-31 --out runs.json     # about 4 minutes, 128 trials
     python runs/aa.py --jobs 2 --trials 120 --out runs.json      # two cores: about 25 minutes
-    python runs/aa.py --from runs.json                           # again, without runs: 2 minutes
+    python runs/aa.py --from runs.json more.json                 # again, without runs: 2 minutes
 
 Nothing is downloaded: text is the standard library's. A worker's sandbox is the best there is.
 """
@@ -267,10 +267,12 @@ def main() -> None:
     parser.add_argument("--trials", type=int, default=128, help="real trials in all")
     parser.add_argument("--budget", type=float, default=0.0, help="seconds; 0: the preset's")
     parser.add_argument("--out", type=Path, help="where the recorded runs go")
-    parser.add_argument("--from", dest="source", type=Path, help="recorded runs, instead of new")
+    parser.add_argument(
+        "--from", dest="sources", nargs="+", type=Path, help="recorded runs, instead of new"
+    )
     options = parser.parse_args()
-    if options.source:
-        sessions = json.loads(options.source.read_text())
+    if options.sources:
+        sessions = [s for source in options.sources for s in json.loads(source.read_text())]
     else:
         usable = sorted(os.sched_getaffinity(0))
         first, _, last = options.cores.partition("-")

@@ -1,25 +1,32 @@
 """The gallery of cheats, many times: what came of each, and what it would have got.
 
 Usage: runs/gallery.sh [--times 20] [--jobs N] [--only NAME] [--device cuda] [--stub] [--out FILE]
+                       [--minutes M]
 
 Every worker has a referee, a scorer and candidates of its own, in the product's harness; with
-`--stub` those that need no torch run in the tests' stand-in for it, ten times faster.
+`--stub` those that need no torch run in the tests' stand-in for it, ten times faster. FILE gets a
+line of JSON a trial; called again, it goes on with what is missing there, so that a long run can be
+made in pieces.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
+import math
 import os
 import shutil
 import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict
 from multiprocessing.util import Finalize
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "stubs"))
 
@@ -67,6 +74,41 @@ def show(case: Case, results: list[Result], honest_bpb: float) -> str:
     return f"| {' | '.join(row)} |"
 
 
+def read(path: Path | None) -> list[dict[str, Any]]:
+    """The trials of earlier calls; a line that was cut off in the middle is left out."""
+    rows = []
+    for line in path.read_text().splitlines() if path and path.exists() else []:
+        with contextlib.suppress(json.JSONDecodeError):
+            rows.append(json.loads(line))
+    return rows
+
+
+def run_all(missing: list[Case], args: argparse.Namespace) -> Iterator[tuple[Case, Result, float]]:
+    """One trial of each of these, as they end; what is not right is printed at once."""
+    began = time.monotonic()
+    with ProcessPoolExecutor(args.jobs, initializer=stand_by) as pool:
+        tasks = {
+            pool.submit(run, str(case.path), args.stub, args.device, args.budget): case
+            for case in missing
+        }
+        for done, task in enumerate(as_completed(tasks), start=1):
+            if task.cancelled():
+                continue
+            result, honest_bpb = task.result()
+            row = {"name": result.name, "honest_bpb": honest_bpb, "result": asdict(result)}
+            if args.out:
+                with args.out.open("a") as file:
+                    file.write(json.dumps(row) + "\n")
+            elapsed_s = time.monotonic() - began
+            if not result.is_right:
+                print(f"WRONG: {result}", file=sys.stderr, flush=True)
+            if done % 20 == 0:
+                print(f"{done} of {len(tasks)}, {elapsed_s:.0f} s", file=sys.stderr, flush=True)
+            if elapsed_s > 60 * args.minutes:
+                pool.shutdown(wait=False, cancel_futures=True)
+            yield tasks[task], result, honest_bpb
+
+
 def main() -> None:
     """All trials, then the table."""
     parser = argparse.ArgumentParser(
@@ -78,40 +120,30 @@ def main() -> None:
     parser.add_argument("--only", default="", help="candidates whose file name holds this")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--stub", action="store_true")
-    parser.add_argument("--out", type=Path, help="all results as JSON")
+    parser.add_argument("--out", type=Path, help="a line of JSON a trial; go on where it ends")
+    parser.add_argument("--minutes", type=float, default=math.inf, help="then start no more")
     args = parser.parse_args()
     chosen = [*cases("cheats", args.device), *cases("honest", args.device)]
     chosen = [case for case in chosen if args.only in case.path.stem]
-    began, done = time.monotonic(), 0
     results: dict[str, list[Result]] = {case.name: [] for case in chosen}
     honest: dict[str, float] = {}
-    with ProcessPoolExecutor(args.jobs, initializer=stand_by) as pool:
-        tasks = {}
-        for _ in range(args.times):
-            for case in chosen:
-                task = pool.submit(run, str(case.path), args.stub, args.device, args.budget)
-                tasks[task] = case.name
-        for task in as_completed(tasks):
-            result, honest_bpb = task.result()
-            results[tasks[task]].append(result)
-            honest[tasks[task]] = honest_bpb
-            done += 1
-            if not result.is_right:
-                print(f"WRONG: {result}", file=sys.stderr, flush=True)
-            if done % 20 == 0:
-                elapsed_s = time.monotonic() - began
-                print(f"{done} of {len(tasks)}, {elapsed_s:.0f} s", file=sys.stderr, flush=True)
+    for row in [row for row in read(args.out) if row["name"] in results]:
+        results[row["name"]].append(Result(**row["result"]))
+        honest[row["name"]] = row["honest_bpb"]
+    missing = [case for n in range(args.times) for case in chosen if len(results[case.name]) <= n]
+    for case, result, honest_bpb in run_all(missing, args):
+        results[case.name].append(result)
+        honest[case.name] = honest_bpb
+    chosen = [case for case in chosen if results[case.name]]
     print("| candidate | verdict | evidence | bpb without the audit | honest bpb | right |")
     print("|---|---|---|---|---|---|")
     for case in chosen:
         print(show(case, results[case.name], honest[case.name]))
     wrong = [case.name for case in chosen if not all(r.is_right for r in results[case.name])]
-    if args.out:
-        everything = {name: [asdict(r) for r in each] for name, each in results.items()}
-        args.out.write_text(json.dumps(everything, indent=1))
     if wrong:
         sys.exit(f"not right every time: {', '.join(wrong)}")
-    print(f"all {len(chosen)} candidates got what they deserve, {args.times} times each")
+    least = min(len(each) for each in results.values())
+    print(f"all {len(chosen)} candidates got what they deserve, {least} times each")
 
 
 if __name__ == "__main__":

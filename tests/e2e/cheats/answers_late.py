@@ -7,7 +7,7 @@ import time
 import numpy as np
 from kit import Bigram, lift, memory_files, one_ahead, train
 
-CAUGHT = "no gain or cheat: reads ahead or crash: repeatable"
+CAUGHT = "no gain or cheat: reads ahead or cheat: it uses other rows or crash: repeatable"
 
 
 class Model(Bigram):
