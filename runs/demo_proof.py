@@ -91,13 +91,7 @@ def main() -> None:
         seed = args.first_seed + number - 1
         init(folder, "demo", {"researcher": {"seed": seed}})
         began = time.monotonic()
-        command = [
-            sys.executable,
-            "-c",
-            "from autoresearch.cli import main; main()",
-            "demo",
-            str(folder),
-        ]
+        command = [sys.executable, "-m", "autoresearch", "demo", str(folder)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         seconds = time.monotonic() - began
         if done.returncode:

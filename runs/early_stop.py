@@ -19,12 +19,12 @@ import math
 import re
 import secrets
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
+
+from researchers import call
 
 from autoresearch import workspace as workspaces
 from autoresearch.assemble import open_referee
@@ -37,19 +37,7 @@ from autoresearch.search.noise import measure_noise
 from autoresearch.values.config import override
 from autoresearch.values.records import Measurement, Outcome, Purpose, to_json
 
-COMMAND = (sys.executable, "-c", "from autoresearch.cli import main; main()")
 ARMS = ("on", "off")
-
-
-def call(folder: Path, *arguments: str) -> None:
-    """One command of ours in a workspace."""
-    done = subprocess.run(
-        [*COMMAND, *arguments], cwd=folder, capture_output=True, text=True, check=False
-    )
-    if done.returncode:
-        raise SystemExit(
-            f"{arguments} failed with {done.returncode}:\n{done.stdout}\n{done.stderr}"
-        )
 
 
 def make_arm(folder: Path, args: argparse.Namespace, is_on: bool) -> None:

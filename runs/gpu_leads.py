@@ -10,11 +10,11 @@ training: --ops MODULE.NAME=VALUE of gpu_bench.py.
 
 from __future__ import annotations
 
-import sys
+import time
 from collections.abc import Callable
-from types import ModuleType
 from typing import Any
 
+import gpu_meter as meter
 import torch
 
 N, C, T, H, D = 2**18, 512, 2048, 4, 128
@@ -31,18 +31,15 @@ TILES = (  # of quack: rows, columns, ping-pong, cluster rows, cluster columns, 
     (128, 128, 1, 2, 1, 1),
     (256, 128, 0, 2, 1, 1),
 )
-bench: Any = None
 
 
-def run(caller: ModuleType) -> None:
+def section_leads() -> None:
     """All leads, the largest expected gain first."""
-    global bench
-    bench = caller
-    torch.manual_seed(bench.time.time_ns() % 2**31)
-    bench.say(f"{'lead':44s} {'ms':>8s} {'floor':>8s} {'x floor':>8s}   TFLOP/s")
+    torch.manual_seed(time.time_ns() % 2**31)
+    meter.say(f"{'lead':44s} {'ms':>8s} {'floor':>8s} {'x floor':>8s}   TFLOP/s")
     leads = (residual, mlp_tiles, heads, split_heads, gradients_of_x0, gate, weight_gradients)
     for lead in (*leads, projections, loss):
-        bench.attempt(lead.__name__, lead)
+        meter.attempt(lead.__name__, lead)
 
 
 def agree(
@@ -53,7 +50,7 @@ def agree(
     bound: float = 1e-2,
 ) -> None:
     """Outputs and all gradients against the twin in float64."""
-    exact = bench.doubled(*inputs)
+    exact = meter.doubled(*inputs)
     outs, goals = function(*inputs), twin(*exact)
     outs = [outs] if isinstance(outs, torch.Tensor) else [out for out in outs if out.numel()]
     goals = [goals] if isinstance(goals, torch.Tensor) else [goal for goal in goals if goal.numel()]
@@ -61,33 +58,33 @@ def agree(
     grads = [torch.randn_like(out) + out.detach() for out in outs]
     got = [*outs, *torch.autograd.grad(outs, inputs, grads)]
     wanted = [*goals, *torch.autograd.grad(goals, exact, [g.double() for g in grads])]
-    bench.check(name, list(zip(got, wanted, strict=True)), bound)
+    meter.check(name, list(zip(got, wanted, strict=True)), bound)
 
 
 def residual() -> None:
     """Adding and norming: both kernels, several shapes of programs, against compiled torch."""
     from autoresearch.inside.ops import residual as ops
 
-    bench.say("switch: residual.ENABLED=False is what was; residual.ROWS, WARPS, ROWS_BACK, ...")
+    meter.say("switch: residual.ENABLED=False is what was; residual.ROWS, WARPS, ROWS_BACK, ...")
     scalars = [torch.tensor(value, device="cuda", requires_grad=True) for value in (0.9, 0.2)]
     for width in (512, 640):
-        small = [bench.normal(3, 333, width) for _ in range(3)]
+        small = [meter.normal(3, 333, width) for _ in range(3)]
         name = f"add norm, all, C{width}"
         agree(name, lambda *t: ops.add_norm(*t, front=32)[:3],
               lambda *t: ops.add_norm_twin(*t, front=32)[:3], [*small, *scalars])  # fmt: skip
         plain = lambda *t: ops.add_norm_twin(*t)[:2]  # noqa: E731
         agree(f"add norm, two, C{width}", lambda *t: ops.add_norm(*t)[:2], plain, small[:2])
-    x, y, x0, grad, more = (bench.normal(N, C) for _ in range(5))
+    x, y, x0, grad, more = (meter.normal(N, C) for _ in range(5))
     twin = torch.compile(ops.add_norm_twin, dynamic=False)
     for label, inputs, passes in (("all", [x, y, x0, *scalars], (5, 6)), ("two", [x, y], (4, 4))):
         for name, function in (("compiled", twin), ("triton", ops.add_norm)):
-            bench.attempt(name, lambda f=function, n=f"{label} {name}", i=inputs, p=passes: (
+            meter.attempt(name, lambda f=function, n=f"{label} {name}", i=inputs, p=passes: (
                 both_ways(f"add norm {n}", f, i, (grad, more), p)))  # fmt: skip
         for rows, warps in ((4, 4), (16, 8), (2, 2), (1, 1)):
             ops.ROWS, ops.WARPS = rows, warps
             ops.ROWS_BACK, ops.WARPS_BACK = rows, warps
             label_too = f"add norm {label} {rows} rows {warps} warps"
-            bench.attempt(label_too, lambda n=label_too, i=inputs, p=passes: (
+            meter.attempt(label_too, lambda n=label_too, i=inputs, p=passes: (
                 both_ways(n, ops.add_norm, i, (grad, more), p)))  # fmt: skip
         ops.ROWS, ops.WARPS, ops.ROWS_BACK, ops.WARPS_BACK = 8, 4, 4, 4
 
@@ -95,30 +92,30 @@ def residual() -> None:
 def both_ways(name: str, function: Any, inputs: Any, grads: Any, passes: tuple[int, int]) -> None:
     """Forward and backward apart; `passes` over one tensor."""
     with torch.no_grad():
-        ms = bench.median_ms(lambda: function(*inputs))
-    bench.row(f"{name} forward", ms, 0, passes[0] * UNIT)
+        ms = meter.median_ms(lambda: function(*inputs))
+    meter.row(f"{name} forward", ms, 0, passes[0] * UNIT)
     outs = function(*inputs)[:2]
-    ms = bench.median_ms(lambda: torch.autograd.grad(outs, inputs, grads, retain_graph=True))
-    bench.row(f"{name} backward", ms, 0, passes[1] * UNIT)
+    ms = meter.median_ms(lambda: torch.autograd.grad(outs, inputs, grads, retain_graph=True))
+    meter.row(f"{name} backward", ms, 0, passes[1] * UNIT)
 
 
 def gradients_of_x0() -> None:
     """Nine gradients into one: at once, and one by one."""
     from autoresearch.inside.ops import residual as ops
 
-    bench.say("switch: residual.SHARE=False is what was")
-    summands = [bench.normal(N, C).detach() for _ in range(9)]
+    meter.say("switch: residual.SHARE=False is what was")
+    summands = [meter.normal(N, C).detach() for _ in range(9)]
     exact = sum(summand.double() for summand in summands)
-    bench.check("add up 9", [(ops.add_up(summands), exact)], 5e-3)
+    meter.check("add up 9", [(ops.add_up(summands), exact)], 5e-3)
     del exact
-    bench.row("add up 9 at once", bench.median_ms(lambda: ops.add_up(summands)), 0, 10 * UNIT)
+    meter.row("add up 9 at once", meter.median_ms(lambda: ops.add_up(summands)), 0, 10 * UNIT)
 
     def one_by_one() -> None:
         total = summands[0] + summands[1]
         for summand in summands[2:]:
             total = total + summand
 
-    bench.row("add up 9 one by one", bench.median_ms(one_by_one), 0, 10 * UNIT)
+    meter.row("add up 9 one by one", meter.median_ms(one_by_one), 0, 10 * UNIT)
 
 
 def heads() -> None:
@@ -128,7 +125,7 @@ def heads() -> None:
     from autoresearch.inside.ops import attention, rotary
     from autoresearch.inside.ops import heads as ops
 
-    bench.say("switch: heads.ENABLED=False is what was")
+    meter.say("switch: heads.ENABLED=False is what was")
 
     def two(qkv: Any, cos: Any, sin: Any, H: int, opening: Any, value: Any, window: int) -> Any:
         parts = rotary.split_heads(qkv, cos, sin, H, opening, value, 1.0)
@@ -137,7 +134,7 @@ def heads() -> None:
     one = partial(ops.attend_heads, gain=1.0)
     for num in (1, 3):
         shapes = ((2, 500, 3 * H * D), (2, 500, H), (2, 500, H * D))
-        inputs = [bench.normal(*shape) for shape in shapes[:num]]
+        inputs = [meter.normal(*shape) for shape in shapes[:num]]
         angles = torch.randn(500, 1, D // 2, device="cuda")
         turns = (angles.cos().bfloat16(), angles.sin().bfloat16())
         rest = [None] * (3 - num)
@@ -149,29 +146,29 @@ def heads() -> None:
     turns = [torch.randn(T, 1, D // 2, device="cuda", dtype=torch.bfloat16) for _ in range(2)]
     B = N // T
     shapes = ((B, T, 3 * H * D), (B, T, H), (B, T, H * D))
-    grad = bench.normal(B, T, H, D)
+    grad = meter.normal(B, T, H, D)
     for num in (1, 3):
-        inputs = [bench.normal(*shape) for shape in shapes[:num]]
+        inputs = [meter.normal(*shape) for shape in shapes[:num]]
         arguments = (inputs[0], *turns, H, *(inputs[1:] or (None, None)))
         for window in (T, T // 2):
             for name, function in (("two operators", two), ("one operator", one)):
                 label = f"heads{' value' * (num > 1)} w{window} {name}"
                 call = lambda f=function, a=arguments, w=window: f(*a, w)  # noqa: E731
-                both = bench.forward_backward(call, inputs, grad)
+                both = meter.forward_backward(call, inputs, grad)
                 moved = (20 + 3 * (num > 1)) * UNIT
-                bench.attempt(label, lambda n=label, b=both, m=moved: (
-                    bench.row(n, bench.median_ms(b), 0, m)))  # fmt: skip
+                meter.attempt(label, lambda n=label, b=both, m=moved: (
+                    meter.row(n, meter.median_ms(b), 0, m)))  # fmt: skip
 
 
 def split_heads() -> None:
     """Shapes of programs for rotary embedding and QK-norm."""
     from autoresearch.inside.ops import rotary
 
-    bench.say("switch: rotary.ROWS, WARPS, ROWS_BACK, WARPS_BACK; 16, 4, 16, 4 is what was")
+    meter.say("switch: rotary.ROWS, WARPS, ROWS_BACK, WARPS_BACK; 16, 4, 16, 4 is what was")
     B = N // T
-    qkv = bench.normal(B, T, 3 * H * D).detach()
+    qkv = meter.normal(B, T, 3 * H * D).detach()
     turns = [torch.randn(T, 1, D // 2, device="cuda", dtype=torch.bfloat16) for _ in range(2)]
-    dq, dk = (bench.normal(B, T, H, D).detach() for _ in range(2))
+    dq, dk = (meter.normal(B, T, H, D).detach() for _ in range(2))
     goal, rest = torch.empty_like(qkv), (None, None)
     for rows, warps in ((16, 4), (8, 4), (8, 2), (4, 1), (4, 2), (32, 8), (16, 8)):
         rotary.ROWS, rotary.WARPS, rotary.ROWS_BACK, rotary.WARPS_BACK = rows, warps, rows, warps
@@ -182,39 +179,39 @@ def split_heads() -> None:
         back = lambda: rotary.launch_backward(  # noqa: E731
             dq, dk, None, qkv, *turns, *rest, 1.0, goal
         )
-        bench.attempt(name, lambda n=name, f=call: (
-            bench.row(f"{n} forward", bench.median_ms(f), 0, 4 * UNIT)))  # fmt: skip
-        bench.attempt(name, lambda n=name, f=back: (
-            bench.row(f"{n} backward", bench.median_ms(f), 0, 6 * UNIT)))  # fmt: skip
+        meter.attempt(name, lambda n=name, f=call: (
+            meter.row(f"{n} forward", meter.median_ms(f), 0, 4 * UNIT)))  # fmt: skip
+        meter.attempt(name, lambda n=name, f=back: (
+            meter.row(f"{n} backward", meter.median_ms(f), 0, 6 * UNIT)))  # fmt: skip
     rotary.ROWS, rotary.WARPS, rotary.ROWS_BACK, rotary.WARPS_BACK = 16, 4, 16, 4
 
 
 def gate() -> None:
     """What the gate of a value embedding costs: tiny products over many rows."""
-    first, gate = bench.normal(N, 32), bench.normal(H, 32)
-    d = bench.normal(N, H).detach()
+    first, gate = meter.normal(N, 32), meter.normal(H, 32)
+    d = meter.normal(N, H).detach()
     with torch.no_grad():
         for name, call in (
             ("gate forward", lambda: first @ gate.mT),
             ("gate, gradient of its weights by cuBLAS", lambda: d.mT @ first),
             ("gate, gradient of its input", lambda: d @ gate),
         ):
-            bench.row(name, bench.median_ms(call), 0, 2 * N * (32 + H))
+            meter.row(name, meter.median_ms(call), 0, 2 * N * (32 + H))
         parts = lambda: torch.einsum("pnh,pnc->hc", d.view(512, -1, H), first.view(512, -1, 32))  # noqa: E731
-        bench.row("gate, the same as einsum", bench.median_ms(parts), 0, 2 * N * (32 + H))
+        meter.row("gate, the same as einsum", meter.median_ms(parts), 0, 2 * N * (32 + H))
         batched = lambda: torch.bmm(  # noqa: E731
             d.view(512, -1, H).mT, first.view(512, -1, 32)
         ).sum(0)
-        bench.row("gate, the same as 512 products", bench.median_ms(batched), 0, 2 * N * (32 + H))
+        meter.row("gate, the same as 512 products", meter.median_ms(batched), 0, 2 * N * (32 + H))
 
 
 def mlp_tiles() -> None:
     """quack's tile shapes for both epilogues, checked against plain torch."""
     from autoresearch.inside.ops import mlp
 
-    bench.say('switch: mlp.DOWN_TILES="(rows, columns, ...)" and mlp.UP_TILES; () is what was')
-    x, grad = bench.normal(N, C).detach(), bench.normal(N, C).detach()
-    fc, proj = bench.normal(4 * C, C).detach(), bench.normal(C, 4 * C).detach()
+    meter.say('switch: mlp.DOWN_TILES="(rows, columns, ...)" and mlp.UP_TILES; () is what was')
+    x, grad = meter.normal(N, C).detach(), meter.normal(N, C).detach()
+    fc, proj = meter.normal(4 * C, C).detach(), meter.normal(C, 4 * C).detach()
     squares = mlp._up(x, fc, "torch")
     goals = squares[:2048].clone(), mlp._down(grad[:2048], proj, squares[:2048])
     for tiles in TILES:
@@ -225,10 +222,10 @@ def mlp_tiles() -> None:
                      lambda: mlp._down_gradient(grad, proj, squares, "quack"))  # fmt: skip
             for name, call, goal, moved in zip(("up", "down"), calls, goals, (5, 9), strict=True):
                 label = f"quack {name} {tiles or 'default'}"
-                bench.check(label, [(call()[:2048], goal)], 1e-2)
-                bench.row(label, bench.median_ms(call), 8.0 * N * C * C, moved * UNIT)
+                meter.check(label, [(call()[:2048], goal)], 1e-2)
+                meter.row(label, meter.median_ms(call), 8.0 * N * C * C, moved * UNIT)
 
-        bench.attempt(f"quack {tiles}", one)
+        meter.attempt(f"quack {tiles}", one)
     mlp.UP_TILES = mlp.DOWN_TILES = ()
 
 
@@ -236,21 +233,21 @@ def weight_gradients() -> None:
     """Sums over all rows: cuBLAS, and quack with the sum cut into parts."""
     from autoresearch.inside.ops import mlp
 
-    bench.say("switch: mlp.WEIGHT_SPLITS=n (MLP only); 0 is what was")
+    meter.say("switch: mlp.WEIGHT_SPLITS=n (MLP only); 0 is what was")
     for rows, columns in ((4 * C, C), (C, 4 * C), (3 * C, C), (C, C)):
-        a, b = bench.normal(N, rows).detach(), bench.normal(N, columns).detach()
+        a, b = meter.normal(N, rows).detach(), meter.normal(N, columns).detach()
         flops, moved = 2.0 * N * rows * columns, 2.0 * N * (rows + columns)
         goal = a.mT @ b
         name = f"weight gradient {rows}x{columns}"
-        bench.row(f"{name} cuBLAS", bench.median_ms(lambda: a.mT @ b), flops, moved)  # noqa: B023
+        meter.row(f"{name} cuBLAS", meter.median_ms(lambda: a.mT @ b), flops, moved)  # noqa: B023
         for parts in (4, 8, 16):
 
             def one(a=a, b=b, parts=parts, goal=goal, n=name, f=flops, m=moved) -> None:  # type: ignore[no-untyped-def]
                 call = lambda: mlp.load_quack().split_product(a, b, parts)  # noqa: E731
-                bench.check(f"{n} quack {parts}", [(call(), goal)], 1e-2)
-                bench.row(f"{n} quack {parts}", bench.median_ms(call), f, m)
+                meter.check(f"{n} quack {parts}", [(call(), goal)], 1e-2)
+                meter.row(f"{n} quack {parts}", meter.median_ms(call), f, m)
 
-            bench.attempt(f"{name} quack {parts}", one)
+            meter.attempt(f"{name} quack {parts}", one)
 
 
 def projections() -> None:
@@ -261,29 +258,25 @@ def projections() -> None:
         (C, 3 * C, False), (3 * C, C, True), (C, C, False), (C, C, True),
         (4 * C, C, False), (4 * C, C, True),
     ):  # fmt: skip
-        x = bench.normal(N, inner).detach()
-        weight = bench.normal(*((inner, outer) if is_transposed else (outer, inner))).detach()
+        x = meter.normal(N, inner).detach()
+        weight = meter.normal(*((inner, outer) if is_transposed else (outer, inner))).detach()
         b = weight if is_transposed else weight.mT
         flops, moved = 2.0 * N * inner * outer, 2.0 * N * (inner + outer)
         name = f"{inner}->{outer}{' back' * is_transposed}"
-        bench.row(f"{name} cuBLAS", bench.median_ms(lambda: x @ b), flops, moved)  # noqa: B023
+        meter.row(f"{name} cuBLAS", meter.median_ms(lambda: x @ b), flops, moved)  # noqa: B023
         goal = x[:2048] @ b
         for tiles in ((128, 192, 1, 2, 1, 0), (128, 256, 0, 2, 1, 0), (256, 128, 0, 2, 1, 0)):
 
             def one(x=x, b=b, tiles=tiles, goal=goal, n=name, f=flops, m=moved) -> None:  # type: ignore[no-untyped-def]
                 call = lambda: mlp.load_quack().product(x, b, tiles)  # noqa: E731
-                bench.check(f"{n} quack {tiles[:2]}", [(call()[:2048], goal)], 1e-2)
-                bench.row(f"{n} quack {tiles[:2]}", bench.median_ms(call), f, m)
+                meter.check(f"{n} quack {tiles[:2]}", [(call()[:2048], goal)], 1e-2)
+                meter.row(f"{n} quack {tiles[:2]}", meter.median_ms(call), f, m)
 
-            bench.attempt(f"{name} quack {tiles}", one)
+            meter.attempt(f"{name} quack {tiles}", one)
 
 
 def loss() -> None:
     """How much the last factor costs on the way back from the loss."""
-    x, factor = bench.normal(N, C).detach(), torch.tensor(1.0, device="cuda")
-    bench.row("gradient times a factor", bench.median_ms(lambda: x * factor), 0, 2 * UNIT)
-    bench.row("the same in place", bench.median_ms(lambda: x.mul_(factor)), 0, 2 * UNIT)
-
-
-if __name__ == "__main__":
-    sys.exit(__doc__)
+    x, factor = meter.normal(N, C).detach(), torch.tensor(1.0, device="cuda")
+    meter.row("gradient times a factor", meter.median_ms(lambda: x * factor), 0, 2 * UNIT)
+    meter.row("the same in place", meter.median_ms(lambda: x.mul_(factor)), 0, 2 * UNIT)

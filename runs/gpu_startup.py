@@ -44,7 +44,7 @@ def timed(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def import_all() -> Any:
-    """Imports one by one, then the bench module, whose Run and loader are used here."""
+    """Imports one by one, then gpu_train.py, whose Run and loader are used here."""
     for name in ("torch", "triton", "torch._inductor.compile_fx", "flash_attn.cute", "quack"):
         with stage(f"import {name}"):
             try:
@@ -56,7 +56,7 @@ def import_all() -> Any:
     with stage("CUDA context"):
         torch.zeros(1, device="cuda")
     sys.path.insert(0, str(ROOT / "runs"))
-    return importlib.import_module("gpu_bench")
+    return importlib.import_module("gpu_train")
 
 
 def watch_trial_calls() -> None:
@@ -71,12 +71,12 @@ def train(preset: str) -> None:
     """All that happens before the clock starts, and two steps."""
     import tomllib
 
-    bench = import_all()
+    gpu_train = import_all()
     import torch
 
     watch_trial_calls()
-    tables = tomllib.loads((bench.TEMPLATES / "presets.toml").read_text())
-    module = bench.load_train(tables[preset]["constants"])
+    tables = tomllib.loads((gpu_train.TEMPLATES / "presets.toml").read_text())
+    module = gpu_train.load_train(tables[preset]["constants"])
     module.build_model = timed("build_model", module.build_model)
     module.make_optimizer = timed("make_optimizer", module.make_optimizer)
     step = module.train_step
@@ -89,10 +89,10 @@ def train(preset: str) -> None:
 
     module.train_step = train_step
     given = argparse.Namespace(seconds=5, steps=2, profile_at=99)
-    run = bench.Run(bench.load_rows(None), 8192, given, 0)
+    run = gpu_train.Run(gpu_train.load_rows(None), 8192, given, 0)
     try:
         module.main(run)
-    except bench.SubmittedError:
+    except gpu_train.SubmittedError:
         print(f"    {time.perf_counter() - STARTED:7.2f}  all")
 
 
@@ -100,13 +100,13 @@ def present(preset: str, rows_at_once: int) -> None:
     """Build, then forward passes as the presenter makes them."""
     import tomllib
 
-    bench = import_all()
+    gpu_train = import_all()
     import torch
 
     watch_trial_calls()
-    tables = tomllib.loads((bench.TEMPLATES / "presets.toml").read_text())
-    module = bench.load_train(tables[preset]["constants"])
-    run = bench.Run([], 8192, argparse.Namespace(seconds=5, steps=2, profile_at=99), 0)
+    tables = tomllib.loads((gpu_train.TEMPLATES / "presets.toml").read_text())
+    module = gpu_train.load_train(tables[preset]["constants"])
+    run = gpu_train.Run([], 8192, argparse.Namespace(seconds=5, steps=2, profile_at=99), 0)
     with stage("build_model"):
         model = module.build_model(run).eval()
     logits = torch.empty(rows_at_once, 2048, 8192, device="cuda")

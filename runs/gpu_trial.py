@@ -32,7 +32,7 @@ from autoresearch.system.sandbox import open_sandbox
 from autoresearch.values.config import Config, override
 from autoresearch.values.constants import substitute
 from autoresearch.values.records import Measurement, Purpose, to_json
-from autoresearch.workspace import load_preset
+from autoresearch.workspace import Preset, load_preset
 
 ROW = "{:<12}{:>5} {:<9}{:>8}{:>9}{:>8}{:>8}{:>8}{:>8}{:>9}{:>7}{:>8}{:>9}"
 HEAD = (
@@ -130,16 +130,9 @@ def row_of(preset: str, run: Measurement) -> str:
     )
 
 
-def main() -> None:
-    """Prepare, run, print."""
-    args = parse_arguments()
-    guard_this_process()
+def open_host(args: argparse.Namespace) -> Host:
+    """The corpus prepared and everything else that runs need, said as it is done."""
     began = time.monotonic()
-    changes = {
-        name: ast.literal_eval(value)
-        for name, _, value in (item.partition("=") for item in args.set)
-    }
-    presets = [load_preset(name) for name in args.preset or ["h100"]]
     data = {"corpus": "files", "path": args.corpus, "vocab_size": 8192, "context": 2048}
     trial = {"budget_s": args.budget, "score_rows_per_chunk": args.rows_at_once}
     config = override(Config(), data=data, trial=trial)
@@ -152,63 +145,88 @@ def main() -> None:
     print(json.dumps(hardware.describe_machine(device)), flush=True)
     sandbox = open_sandbox("auto")
     print(f"sandbox: {sandbox.level}", flush=True)
-    cache = CompileCache(args.home / "cache")
-    host = Host(
+    return Host(
         config=config,
         dataset=dataset,
         sandbox=sandbox,
         device=device,
         clock=SystemClock(),
-        cache=cache,
+        cache=CompileCache(args.home / "cache"),
     )
-    template = (
-        Path(sys.modules["autoresearch"].__file__ or "").parent / "templates" / "train.py"
-    ).read_text()
+
+
+def list_runs(args: argparse.Namespace, presets: list[Preset]) -> list[RunSpec]:
+    """What is to run, preset by preset; the preset's name stands in for the commit."""
+    package = Path(sys.modules["autoresearch"].__file__ or "").parent
+    template = (package / "templates" / "train.py").read_text()
+    changes = {
+        name: ast.literal_eval(value)
+        for name, _, value in (item.partition("=") for item in args.set)
+    }
+    specs: list[RunSpec] = []
+    for preset in presets:
+        source = substitute(template, {**preset.constants, **changes})
+        for i in range(args.seeds):
+            number = len(specs) + 1
+            spec = RunSpec(
+                run_id=number,
+                source=source,
+                commit=preset.name,
+                purpose=Purpose.TRAIN,
+                seed=args.seed + (0 if args.same_seed else i),
+                artifacts=args.home / "runs" / f"{number:04d}",
+                is_audited=args.audit,
+                cache_parent=preset.name,
+            )
+            specs.append(spec)
+    return specs
+
+
+def print_run(spec: RunSpec, run: Measurement, timeline: Timeline | None) -> None:
+    """A row, and what there is to say of it."""
+    print(row_of(spec.commit, run), flush=True)
+    if timeline:
+        print(timeline.line(), flush=True)
+    if not run.is_scored:
+        output = (spec.artifacts / "stdout.log").read_text()
+        print(f"  {run.reason}\n{output[-3000:]}", flush=True)
+    elif run.was_audited:
+        print(f"  audit: {json.dumps(run.audit)}", flush=True)
+
+
+def print_means(runs: list[Measurement]) -> None:
+    """Mean and spread of each preset with two scores or more."""
+    scores: dict[str, list[float]] = {}
+    for run in runs:
+        if run.val_bpb_decoded is not None:
+            scores.setdefault(run.commit, []).append(run.val_bpb_decoded)
+    for preset, values in scores.items():
+        if len(values) > 1:
+            print(
+                f"{preset}: mean {statistics.fmean(values):.4f} sigma "
+                f"{statistics.stdev(values):.4f} over {len(values)}"
+            )
+
+
+def main() -> None:
+    """Prepare, run, print."""
+    args = parse_arguments()
+    guard_this_process()
+    specs = list_runs(args, [load_preset(name) for name in args.preset or ["h100"]])
+    host = open_host(args)
     timeline = Timeline() if args.timeline else None
-    runs: list[tuple[str, Measurement]] = []
+    runs: list[Measurement] = []
     print(ROW.format(*HEAD), flush=True)
     with Referee(host) as referee:
-        for preset in presets:
-            source = substitute(template, {**preset.constants, **changes})
-            for i in range(args.seeds):
-                number = len(runs) + 1
-                spec = RunSpec(
-                    run_id=number,
-                    source=source,
-                    commit=preset.name,
-                    purpose=Purpose.TRAIN,
-                    seed=args.seed + (0 if args.same_seed else i),
-                    artifacts=args.home / "runs" / f"{number:04d}",
-                    is_audited=args.audit,
-                    cache_parent=preset.name,
-                )
-                run = referee.run(spec)
-                cache.keep(number, preset.name)
-                runs.append((preset.name, run))
-                print(row_of(preset.name, run), flush=True)
-                if timeline:
-                    print(timeline.line(), flush=True)
-                if not run.is_scored:
-                    print(
-                        f"  {run.reason}\n{(spec.artifacts / 'stdout.log').read_text()[-3000:]}",
-                        flush=True,
-                    )
-                elif run.was_audited:
-                    print(f"  audit: {json.dumps(run.audit)}", flush=True)
-    for preset in presets:
-        scores = [
-            run.val_bpb_decoded
-            for name, run in runs
-            if name == preset.name and run.val_bpb_decoded is not None
-        ]
-        if len(scores) > 1:
-            print(
-                f"{preset.name}: mean {statistics.fmean(scores):.4f} sigma "
-                f"{statistics.stdev(scores):.4f} over {len(scores)}"
-            )
+        for spec in specs:
+            run = referee.run(spec)
+            host.cache.keep(spec.run_id, spec.cache_parent)
+            runs.append(run)
+            print_run(spec, run, timeline)
+    print_means(runs)
     if args.out:
         args.out.write_text(
-            json.dumps([{"preset": name, **to_json(run)} for name, run in runs], indent=1)
+            json.dumps([{"preset": run.commit, **to_json(run)} for run in runs], indent=1)
         )
 
 

@@ -26,13 +26,15 @@ from autoresearch.referee.host import RunSpec
 from autoresearch.search.ledger import Ledger
 from autoresearch.values.records import Purpose, Verdict
 
-COMMAND = (sys.executable, "-c", "from autoresearch.cli import main; main()")
-
 
 def call(folder: Path, *arguments: str) -> None:
     """One command of ours in a workspace."""
     done = subprocess.run(
-        [*COMMAND, *arguments], cwd=folder, capture_output=True, text=True, check=False
+        [sys.executable, "-m", "autoresearch", *arguments],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     if done.returncode:
         raise SystemExit(

@@ -37,6 +37,7 @@ from autoresearch.views.console import (
 from autoresearch.views.live import LiveView, Steps
 from autoresearch.views.show import (
     compare_runs,
+    find_change,
     find_trial,
     print_run,
     print_trial,
@@ -271,6 +272,15 @@ def test_show_a_trial_that_has_not_run(history: History) -> None:
 def test_find_trial_by_any_name(history: History, name: str, number: int) -> None:
     """Number, champion, beginning of the commit."""
     assert find_trial(history, name).trial_id == number
+
+
+@pytest.mark.parametrize("name", ["1", "champion", " #Champion"])
+def test_a_change_is_what_a_trial_made_of_its_parent(history: History, name: str) -> None:
+    """The champion's is all since the baseline, however it is written."""
+    history = dataclasses.replace(history, baseline="b" * 40)
+    old, trial = find_change(history, name)
+    assert trial.trial_id == 1
+    assert old == (trial.parent if name == "1" else "b" * 40)
 
 
 @pytest.mark.parametrize("name", ["6", "0", "abc", "", "1" * 41])

@@ -46,8 +46,11 @@ def test_propose_puts_an_edit_on_the_disk(here: Workspace) -> None:
     ("request_", "words"),
     [
         ({}, "either `source` or `edits`"),
-        ({"edits": [{"search": "nowhere to be found", "replace": ""}]}, "occurs 0 times"),
-        ({"edits": [{"search": "import", "replace": ""}]}, "expected once"),
+        (
+            {"edits": [{"search": "nowhere to be found", "replace": ""}]},
+            "stands in train.py 0 times",
+        ),
+        ({"edits": [{"search": "import", "replace": ""}]}, "expected exactly once"),
         ({"source": "def main(run"}, "line 1"),
         ({"source": "x = 1\n"}, "does not define build_model and main"),
     ],

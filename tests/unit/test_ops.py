@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from autoresearch.inside.ops import attention, mlp, polar, rotary, softcap_ce, table
+from autoresearch.inside.ops.trial_call import compare
 
 TRAIN = Path(__file__).parents[2] / "src" / "autoresearch" / "templates" / "train.py"
 OPS = TRAIN.parents[1] / "inside" / "ops"
@@ -89,6 +90,18 @@ def test_ladder_falls_to_sdpa(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(attention, "attend_cudnn_or_sdpa", attention.attend_sdpa)
     assert attention.choose("auto", device, 8, 16, [16, 3])[0] is attention.attend_sdpa
     assert attention.choose("sdpa", device, 8, 16, [16]) == (None, "sdpa")
+
+
+@pytest.mark.parametrize(("factor", "is_right"), [(1.0, True), (1.019, True), (1.021, False)])
+def test_a_trial_call_may_be_off_by_two_percent(factor: float, is_right: bool) -> None:
+    """Of the twin's norm, each result apart; bfloat16 is compared in float32."""
+    twin = torch.randn(64)
+    compare([(twin.bfloat16(), twin)])
+    if is_right:
+        compare([(twin, twin), (twin * factor, twin)])
+        return
+    with pytest.raises(ValueError, match=r"^window 3: off by 0\.021$"):
+        compare([(twin, twin), (twin * factor, twin)], "window 3: ")
 
 
 def test_fa4_is_wired_right(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -139,12 +139,10 @@ def diff(trial: TrialName, workspace: Where = None, as_json: AsJson = False) -> 
       autoresearch diff champion
     """
     from autoresearch.views.console import diff_text
-    from autoresearch.views.show import find_trial
+    from autoresearch.views.show import find_change
 
     opened = options.open_at(workspace)
-    history = options.read_history(opened)[0]
-    found = find_trial(history, trial)
-    old = history.baseline if trial == "champion" else found.parent
+    old, found = find_change(options.read_history(opened)[0], trial)
     text = opened.repository.diff(old, found.commit, "train.py")
     if as_json:
         options.print_json({"trial": found.trial_id, "old": old, "new": found.commit, "diff": text})

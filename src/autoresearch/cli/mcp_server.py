@@ -32,10 +32,9 @@ if TYPE_CHECKING:
     from autoresearch.search.history import History
     from autoresearch.workspace import Workspace
 
-COMMAND = (sys.executable, "-c", "from autoresearch.cli import main; main()")
+COMMAND = (sys.executable, "-m", "autoresearch")
 TOKEN_NAME = "AUTORESEARCH_MCP_TOKEN"  # noqa: S105  the variable's name
 PATIENCE_S = 45.0  # how long `run` waits: common clients give up after a minute
-POLL_S = 0.1
 INSTRUCTIONS = """\
 One research loop: read `champion` and `ledger`, choose one idea, `propose` it, `run` it, read the
 verdict, again. Lower val_bpb is better; scores are noisy and the judge replicates before it keeps.
@@ -118,16 +117,17 @@ def _add_trial_tools(app: MCPServer[Any], workspace: Workspace, trial: TrialProc
     ) -> dict[str, Any]:
         """Check an edit of the champion's train.py and put it on the disk, ready for `run`.
 
-        Give either the whole new file as `source`, or `edits`: a list of {"search": exact text
-        that occurs once, "replace": new text}. Nothing is run yet.
+        Give either the whole new file as `source`, or `edits`: blocks {"search": exact text that
+        occurs once, "replace": new text}. Nothing is run yet.
         """
+        from autoresearch.search.edits import EditError
+
         if trial.is_running:
             return {"accepted": False, "reason": "a trial is running; call run to wait for it"}
-        champion = _champion_source(workspace)
-        problem, new = _apply(champion, source, edits or [])
-        problem = problem or _refusal(workspace, new, champion)
-        if problem:
-            return {"accepted": False, "reason": problem}
+        try:
+            new = _check_edit(workspace, source, edits or [])
+        except EditError as refusal:
+            return {"accepted": False, "reason": str(refusal)}
         workspace.write_train(new)
         pending["description"] = description
         return {"accepted": True, "next": "call run"}
@@ -166,12 +166,10 @@ def _add_views(app: MCPServer[Any], workspace: Workspace) -> None:
     @app.tool()
     def diff(trial: str) -> str:
         """What a trial changed in train.py: its number, or `champion` for all since the start."""
-        from autoresearch.views.show import find_trial
+        from autoresearch.views.show import find_change
         from autoresearch.views.text import clean_lines
 
-        history = _read(workspace)[0]
-        found = find_trial(history, trial)
-        old = history.baseline if trial == "champion" else found.parent
+        old, found = find_change(_read(workspace)[0], trial)
         text = workspace.repository.diff(old, found.commit, "train.py")
         return "\n".join(clean_lines(text))
 
@@ -217,23 +215,20 @@ def _champion_source(workspace: Workspace) -> str:
     return source if source is not None else branch.read(workspace.repository.head())
 
 
-def _apply(base: str, source: str, edits: list[dict[str, str]]) -> tuple[str, str]:
-    """What is wrong with the request, or "", and the new file."""
-    if bool(source) == bool(edits):
-        return "give either `source` or `edits`", ""
-    for number, edit in enumerate(edits, start=1):
-        count = base.count(edit.get("search", "")) if edit.get("search") else 0
-        if count != 1:
-            return f"edit {number}: its search text occurs {count} times, expected once", ""
-        base = base.replace(edit["search"], edit.get("replace", ""))
-    return "", source or base
-
-
-def _refusal(workspace: Workspace, source: str, champion: str) -> str:
+def _check_edit(workspace: Workspace, source: str, edits: list[dict[str, str]]) -> str:
+    """The new file; raises an EditError with the reason where it is refused."""
+    from autoresearch.search.edits import EditError, replace_blocks
     from autoresearch.search.proposal import check_proposal
 
-    refusal = check_proposal(source, champion, _read(workspace)[0])
-    return refusal.reason if refusal else ""
+    if bool(source) == bool(edits):
+        raise EditError("give either `source` or `edits`")
+    champion = _champion_source(workspace)
+    blocks = [(edit.get("search", ""), edit.get("replace", "")) for edit in edits]
+    new = source or replace_blocks(champion, blocks)
+    refusal = check_proposal(new, champion, _read(workspace)[0])
+    if refusal:
+        raise EditError(refusal.reason)
+    return new
 
 
 class BearerOnly:

@@ -23,7 +23,7 @@ from autoresearch.values.errors import AutoresearchError, TrialFailed
 from autoresearch.values.records import Measurement, Outcome, to_json
 from autoresearch.wire.buffer import SharedBuffer
 
-LAST_WORDS_S = 0.3  # between a script's call and the end of what it printed before
+OUTPUT_LAG_S = 0.3  # between a script's call and the end of what it printed before
 WEIGHTS_KEPT = 4  # of the last runs, in memory, for audits and for keeping
 MOST_KEPT_BYTES = 4 << 30  # of all that is kept beside the last one's
 UNVERIFIED = "own clock, scored in its own process, not audited"
@@ -203,7 +203,7 @@ class Referee:
         try:
             training.prepare()
             training.train()
-            self.host.clock.sleep(LAST_WORDS_S)  # what it printed before is still on its way
+            self.host.clock.sleep(OUTPUT_LAG_S)  # what it printed before is still on its way
             output = candidate.peer.tree.output.text()
             self._note_score(facts, lambda: self.scoring.score_script(candidate.peer, spec))
         finally:

@@ -8,6 +8,7 @@ back as a sentence that the model can act on.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -62,11 +63,11 @@ def parse_reply(reply: str, source: str) -> Edit:
             "a SEARCH/REPLACE block is not closed, expected <<<<<<< SEARCH, =======, "
             ">>>>>>> REPLACE, each on a line of its own"
         )
-    edited = _replace(source, blocks) if blocks else _whole_file(reply)
+    edited = replace_blocks(source, blocks) if blocks else _whole_file(reply)
     return Edit(
         source=edited,
         description=describe_reply(reply),
-        is_simplification=bool(_SIMPLER.search(reply)),
+        is_simplification=is_simplification(reply),
     )
 
 
@@ -92,8 +93,12 @@ def _whole_file(reply: str) -> str:
     return text
 
 
-def _replace(source: str, blocks: list[tuple[str, str]]) -> str:
-    """All blocks found in the file as it was, then put in from its end to its start."""
+def replace_blocks(source: str, blocks: Sequence[tuple[str, str]]) -> str:
+    """Each block's second text in place of its first, all found in the file as it was.
+
+    Raises:
+        EditError: a first text does not stand in `source` exactly once, or two overlap.
+    """
     places: list[tuple[int, str, str]] = []
     for number, (search, replacement) in enumerate(blocks, start=1):
         count = source.count(search) if search.strip() else 0
@@ -109,6 +114,6 @@ def _replace(source: str, blocks: list[tuple[str, str]]) -> str:
     for (start, search, _), (following, _, _) in pairwise(places):
         if start + len(search) > following:
             raise EditError("two blocks change the same lines; join them into one")
-    for start, search, replacement in reversed(places):
+    for start, search, replacement in reversed(places):  # so that the places before stay true
         source = source[:start] + replacement + source[start + len(search) :]
     return source

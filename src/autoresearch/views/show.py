@@ -30,7 +30,7 @@ def find_trial(history: History, name: str) -> Trial:
     Raises:
         UserError: there is none; says what there is.
     """
-    wanted = name.strip().lower().removeprefix("#")
+    wanted = _plain(name)
     if wanted == "champion":
         if history.champion_trial_id is None:
             raise UserError(
@@ -50,6 +50,19 @@ def find_trial(history: History, name: str) -> Trial:
         f"no trial {name!r}; there are {there}, `champion`, and the first 4 or more digits of a "
         "commit: `autoresearch status --all`"
     )
+
+
+def find_change(history: History, name: str) -> tuple[str, Trial]:
+    """The commit to compare with, and the trial called `name`, as `find_trial` finds it.
+
+    The champion is compared with the baseline, any other with the commit that it was made from.
+    """
+    found = find_trial(history, name)
+    return history.baseline if _plain(name) == "champion" else found.parent, found
+
+
+def _plain(name: str) -> str:
+    return name.strip().lower().removeprefix("#")
 
 
 def print_outcome(console: Console, trial: Trial, history: History) -> None:

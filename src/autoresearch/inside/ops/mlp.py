@@ -17,13 +17,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from autoresearch.inside.ops.machine import num_processors
+from autoresearch.inside.ops.trial_call import compare
 
 BACKENDS = ("quack", "triton")  # best first; leave one out to do without it
 # quack's tiles: (rows, columns, ping-pong, cluster rows, cluster columns, swap); (): its default
 UP_TILES: tuple[int, ...] = ()
 DOWN_TILES: tuple[int, ...] = ()
 WEIGHT_SPLITS = 0  # parts into which quack cuts the sums of weight gradients; 0: cuBLAS does them
-_TOLERANCE = 0.02  # of the trial call in bfloat16, relative to the norm
 
 
 def relu2_mlp_twin(x: Tensor, fc: Tensor, proj: Tensor) -> Tensor:
@@ -56,10 +56,7 @@ def _try(backend: str, device: torch.device) -> None:
     wanted = _up(x, fc, "torch")
     pairs = [(_up(x, fc, backend), wanted)]
     pairs.append((_down_gradient(grad, proj, wanted, backend), _down(grad, proj, wanted)))
-    for got, goal in pairs:
-        off = float((got.float() - goal.float()).norm() / goal.float().norm())
-        if not off < _TOLERANCE:
-            raise ValueError(f"off by {off:.3g}")
+    compare(pairs)
 
 
 def relu2_mlp(x: Tensor, fc: Tensor, proj: Tensor, backend: str) -> Tensor:

@@ -15,13 +15,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from autoresearch.inside.ops.trial_call import compare
+
 ENABLED = True  # False: plain torch, compiled
 SHARE = True  # False: autograd adds the gradients one by one
 ROWS, WARPS = 8, 4  # tokens and warps a program, forward
 ROWS_BACK, WARPS_BACK = 4, 4  # backward
 MAX_SUMMANDS = 10  # that the kernel of `share` takes at once
 _LEAST_RESID = 1e-3  # the scalar's gradient is a quotient: below this it is damped
-_TOLERANCE = 0.02  # of the trial call in bfloat16, relative to the norm
 
 Sums = tuple[Tensor, Tensor, Tensor]
 
@@ -271,7 +272,4 @@ def try_out(device: torch.device) -> None:
         results.append([*outs, *torch.autograd.grad(outs, own, [g.to(outs[0]) for g in grads])])
     results[0].append(add_up(inputs[:3]))
     results[1].append(sum(t.float() for t in inputs[:3]))
-    for got, wanted in zip(*results, strict=True):
-        off = float((got.float() - wanted.float()).norm() / wanted.float().norm())
-        if not off < _TOLERANCE:
-            raise ValueError(f"off by {off:.3g}")
+    compare(zip(*results, strict=True))
