@@ -28,9 +28,11 @@ test: check
 test-all: $(VENV)/test.stamp
 	GALLERY=all $(VENV)/bin/python -m pytest -n $(WORKERS) -m "slow or not slow"
 
-# Needs Node 20 or newer. Installs five coding agents into .agents and drives them against a model server on this machine.
+# Needs Node 20 or newer. Installs five coding agents into .agents and drives them against a model server on this machine,
+# two of them through MCP too.
 test-agents: $(VENV)/test.stamp
 	$(VENV)/bin/python tests/agents/run_clients.py --folder .agents
+	$(VENV)/bin/python tests/agents/mcp_clients.py --folder .agents
 
 check: $(VENV)/test.stamp
 	$(VENV)/bin/ruff format --check

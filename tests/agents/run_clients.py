@@ -68,6 +68,12 @@ def install(folder: Path, clients: list[str]) -> dict[str, str]:
     return {**os.environ, "PATH": os.pathsep.join([str(npm), str(aider), os.environ["PATH"]])}
 
 
+def version_of(client: str, env: dict[str, str]) -> str:
+    """The number that the client prints."""
+    done = subprocess.run([client, "--version"], env=env, capture_output=True, text=True)
+    return next((word for word in done.stdout.split() if word[:1].isdigit()), "?")
+
+
 def drive(client: str, env: dict[str, str], deadline_s: float) -> tuple[str, bool]:
     """One client's session; its row of the table and whether all is well."""
     began = time.monotonic()
@@ -87,8 +93,6 @@ def drive(client: str, env: dict[str, str], deadline_s: float) -> tuple[str, boo
         with Ledger.read(Path(place) / "ledger.sqlite") as ledger:
             history = ledger.history()
         tally = server.tally
-    version = subprocess.run([client, "--version"], env=env, capture_output=True, text=True)
-    number = next((w for w in version.stdout.split() if w[:1].isdigit()), "?")
     bill = add_up(history.calls)
     counted = Usage(input_tokens=tally.input_tokens, output_tokens=tally.output_tokens)
     model = MODELS[client].rpartition("/")[2]
@@ -101,7 +105,7 @@ def drive(client: str, env: dict[str, str], deadline_s: float) -> tuple[str, boo
     hung = sum(1 for idea in tally.ideas if idea == "hang")
     is_well = len(closed) >= NUM_TRIALS and abs(settled_usd - server_usd) < 0.01
     row = (
-        f"| {client} {number} | {len(closed)} | "
+        f"| {client} {version_of(client, env)} | {len(closed)} | "
         f"{', '.join(f'{count} {kind}' for kind, count in kinds.items())} | {bill.num_calls} | "
         f"{tally.requests} | {settled_usd:.4f} | {server_usd:.4f} | {bill.num_unsettled} ({hung} "
         f"hung) | {time.monotonic() - began:.0f} |"

@@ -121,6 +121,29 @@ def test_in_memory(home: Workspace) -> None:
     check(home, asyncio.run(talk()), before)
 
 
+def test_what_clients_show_of_the_tools(home: Workspace) -> None:
+    """Views say that they only read; an edit's two fields stand in the schema; reasons arrive."""
+
+    async def talk() -> tuple[dict[str, Any], str, str]:
+        async with mcp.Client(make_server(home)) as client:
+            tools = {tool.name: tool for tool in (await client.list_tools()).tools}
+            refused = await client.call_tool("diff", {"trial": "9999"})
+            assert refused.is_error
+            with pytest.raises(mcp.MCPError) as missing:
+                await client.read_resource("ledger://9999")
+            return tools, refused.content[0].text, str(missing.value)
+
+    tools, *reasons = asyncio.run(talk())
+    reading = {name for name, tool in tools.items() if tool.annotations.read_only_hint}
+    assert reading == {"status", "ledger", "diff", "champion"}
+    (edit,) = tools["propose"].input_schema["$defs"].values()
+    assert edit["required"] == ["search", "replace"]
+    for reason in reasons:
+        assert "no trial '9999'; there are" in reason
+    for tool in tools.values():
+        assert "\n\n" not in tool.description  # Claude Code may show the first paragraph alone
+
+
 @pytest.mark.slow
 def test_stdio(home: Workspace) -> None:
     """As an agent's configuration starts it."""

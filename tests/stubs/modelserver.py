@@ -332,6 +332,12 @@ def _responses(handler: _Handler, body: Any, tokens: int) -> None:
     stage = sum(1 for item in items if str(item.get("type", "")).endswith("call_output"))
     custom = {tool.get("name") for tool in body.get("tools", []) if tool.get("type") == "custom"}
     tools = [tool.get("name") or "" for tool in body.get("tools", [])]
+    spaces = {  # the tools of MCP servers, under the names that other clients give them
+        f"{tool['name']}__{each['name']}": (tool["name"], each["name"])
+        for tool in body.get("tools", [])
+        if tool.get("type") == "namespace"
+        for each in tool["tools"]
+    }
 
     def encode(turn: Turn, read: int, written: int) -> tuple[str, bytes]:
         item: dict[str, Any] = {"type": "message", "id": "msg_1", "role": "assistant",
@@ -344,6 +350,8 @@ def _responses(handler: _Handler, body: Any, tokens: int) -> None:
         elif turn.tool:
             item = {"type": "function_call", "id": "fc_1", "call_id": f"call_{stage}",
                     "name": turn.tool, "arguments": json.dumps(turn.arguments)}  # fmt: skip
+        if turn.tool in spaces:
+            item["namespace"], item["name"] = spaces[turn.tool]
         response = {
             "id": "resp_1", "object": "response", "created_at": 0, "status": "completed",
             "model": body.get("model"), "output": [item],
@@ -363,7 +371,7 @@ def _responses(handler: _Handler, body: Any, tokens: int) -> None:
             ("response.completed", {"type": "response.completed", "response": response}),
         )  # fmt: skip
 
-    handler.answer(body, stage, tools, tokens, encode)
+    handler.answer(body, stage, [*tools, *spaces], tokens, encode)
 
 
 def _chat(handler: _Handler, body: Any, tokens: int) -> None:
