@@ -216,7 +216,7 @@ def test_invariant_03_warming_up_leaves_no_trace() -> None:
     from autoresearch.inside.harness import Run
 
     names = ("vocab_size", "context", "bos", "budget_s", "seed", "threads")
-    run = Run(None, {"device": "cpu", **dict.fromkeys(names, 7)})
+    run = Run(None, {"device": "cpu", **dict.fromkeys(names, 7)}, os.memfd_create("weights"))
     torch.manual_seed(3)
     model = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.BatchNorm1d(4))
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)

@@ -120,7 +120,7 @@ def channel(run: Any) -> Any:
 
 def weights_fd(run: Any) -> int:
     """Where weights go."""
-    return run._weights_fd if IS_TORCH else run.weights_fd
+    return run._parcel.fd if IS_TORCH else run.weights_fd
 
 
 def in_presenter() -> bool:

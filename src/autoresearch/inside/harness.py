@@ -17,7 +17,6 @@ file says.
 from __future__ import annotations
 
 import copy
-import json
 import math
 import mmap
 import os
@@ -32,11 +31,12 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor, nn
 
+from autoresearch.inside.weights import Parcel
 from autoresearch.wire.channel import Channel, ChannelClosed
 
 REPORT_EVERY_S = 0.5
 STEPS_IN_FLIGHT = 2  # how far the host may run ahead of a CUDA device
-_COMPILED = "_orig_mod."  # torch.compile's prefix on parameter names
+MOST_SLOWER = 2.0  # what the hand-over may take, times the rehearsal
 
 
 class Run:
@@ -44,7 +44,7 @@ class Run:
 
     def __init__(self, channel: Channel, settings: dict[str, Any], weights_fd: int = -1) -> None:
         self._channel = channel
-        self._weights_fd = weights_fd
+        self._parcel = Parcel(weights_fd)
         self.device = torch.device(settings["device"])
         self.vocab_size: int = settings["vocab_size"]
         self.context: int = settings["context"]
@@ -75,7 +75,7 @@ class Run:
         """Steps inside are free of charge and of consequence: model, optimizer and generators are
         put back.
         """
-        self._reserve_s = _hand_over_s(model, self.device)
+        self._reserve_s = 0.05 + MOST_SLOWER * self._parcel.rehearse(model)
         weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
         moments = _clone_state(optimizer)
         groups = [
@@ -164,74 +164,14 @@ class Run:
 
         The referee stops the clock and ends this process.
         """
-        from safetensors.torch import save
-
-        tensors, aliases = _unique_tensors(model)
-        payload = save(tensors, metadata={"aliases": json.dumps(aliases)})
-        _write_all(self._weights_fd, payload)
+        size_bytes = self._parcel.write(model)
         plain = {name: _plain(value) for name, value in facts.items()}
-        self._channel.send("submit", size_bytes=len(payload), facts=plain)
+        self._channel.send("submit", size_bytes=size_bytes, facts=plain)
         while True:  # until we are killed; a closed channel means that nobody is left to do it
             try:
                 self._channel.receive()
             except ChannelClosed:
                 os._exit(0)
-
-
-def load_weights(model: nn.Module, fd: int) -> None:
-    """Fill `model` from the safetensors bytes in `fd`, every name exactly once.
-
-    Raises:
-        RuntimeError, ValueError, OSError: other names or shapes than the model has, or damaged
-        bytes.
-    """
-    from safetensors.torch import load
-
-    size_bytes = os.fstat(fd).st_size
-    with mmap.mmap(fd, size_bytes, prot=mmap.PROT_READ) as view:
-        payload = view[:]
-    tensors = load(payload)
-    length = int.from_bytes(payload[:8], "little")
-    metadata = json.loads(payload[8 : 8 + length]).get("__metadata__", {})
-    for alias, name in json.loads(metadata.get("aliases", "{}")).items():
-        tensors[alias] = tensors[name]
-    own = {name.replace(_COMPILED, ""): name for name in model.state_dict()}
-    model.load_state_dict({own.get(name, name): tensor for name, tensor in tensors.items()})
-
-
-def _hand_over_s(model: nn.Module, device: torch.device) -> float:
-    """Seconds to set aside for handing over a model of this size; measured rates, halved."""
-    size_bytes: int = sum(
-        tensor.numel() * tensor.element_size() for tensor in model.state_dict().values()
-    )
-    return 0.05 + size_bytes / (1.0e9 if device.type == "cuda" else 0.3e9)
-
-
-def _unique_tensors(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """State dict on the host, without torch.compile's prefixes.
-
-    Names that share memory become aliases of the first.
-    """
-    tensors: dict[str, Tensor] = {}
-    aliases: dict[str, str] = {}
-    first: dict[tuple[Any, ...], str] = {}
-    for prefixed, tensor in model.state_dict().items():
-        name = prefixed.replace(_COMPILED, "")
-        place = (tensor.data_ptr(), tuple(tensor.shape), tensor.stride(), tensor.dtype)
-        if tensor.numel() and place in first:
-            aliases[name] = first[place]
-        else:
-            first[place] = name
-            tensors[name] = tensor.detach().to("cpu").contiguous()
-    return tensors, aliases
-
-
-def _write_all(fd: int, payload: bytes) -> None:
-    view = memoryview(payload)
-    offset = 0
-    while offset < len(view):
-        offset += os.pwrite(fd, view[offset:], offset)
-    os.ftruncate(fd, len(view))
 
 
 def _map_rows(fd: int, row_tokens: int) -> Tensor:

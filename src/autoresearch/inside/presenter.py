@@ -18,8 +18,9 @@ from torch import Tensor, nn
 
 from autoresearch.inside import ops
 from autoresearch.inside.candidate import load_train, set_threads
-from autoresearch.inside.harness import Run, load_weights
+from autoresearch.inside.harness import Run
 from autoresearch.inside.presented import map_logits, map_tokens
+from autoresearch.inside.weights import load_weights
 from autoresearch.system.procs import die_with_parent
 from autoresearch.wire.channel import Channel, ChannelClosed, Message
 

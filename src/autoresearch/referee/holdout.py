@@ -7,7 +7,6 @@ file for that, keeps the scores to itself, and answers one question about their 
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,8 +50,7 @@ def agrees_on_holdout(
 def _present(scoring: Scoring, run: HeldRun) -> None:
     weights = weights_from(run.weights)
     try:
-        with weights.readable() as view:
-            digest = hashlib.sha256(view).hexdigest()
+        digest = weights.sha256()
         if digest != run.sha256:
             raise TrustViolation(
                 f"{run.weights} has hash {digest[:12]}, run {run.spec.run_id} had "

@@ -12,6 +12,7 @@ import json
 import secrets
 from collections import OrderedDict
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -178,7 +179,12 @@ class Referee:
             weights = training.take_weights()
             self._remember(spec, weights)
             facts.update(training.facts)
-            self._score(spec, presenter, weights, facts)
+            with ThreadPoolExecutor(1) as pool:  # a big model's hash takes as long as its loading
+                digest = pool.submit(weights.sha256)
+                try:
+                    self._score(spec, presenter, weights, facts)
+                finally:
+                    facts["weights_sha256"] = digest.result()
             if spec.is_audited:
                 self._audit(spec, facts)
         finally:

@@ -11,6 +11,7 @@ invariants fall.
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import mmap
 import os
 import tempfile
@@ -51,6 +52,11 @@ class SharedBuffer:
     def readable(self) -> mmap.mmap:
         """A read-only mapping of the whole file."""
         return mmap.mmap(self.fd, self.size_bytes, prot=mmap.PROT_READ)
+
+    def sha256(self) -> str:
+        """Hash of the whole file, in hexadecimal; other threads run on meanwhile."""
+        with self.readable() as view:
+            return hashlib.sha256(view).hexdigest()
 
     def keep_for_me(self) -> None:
         """From now on only mappings that exist already may write."""
