@@ -134,10 +134,26 @@ def test_only_commits_that_earned_a_second_run_count() -> None:
     assert commits == {BASELINE, f"{1:040x}", f"{3:040x}"}
 
 
+def test_what_the_champion_left_behind_is_no_example() -> None:
+    """A champion better by far pulls the limit down; commits that it does not clearly beat stay."""
+    far, near = tried(1, 3.0, Verdict.KEEP), tried(2, 3.02, Verdict.NEAR_MISS)
+    more = [run(500 + i, far.commit, 3.0 + 0.01 * i) for i in range(6)]
+    history = calibrated(far, near)
+    history = dataclasses.replace(history, runs=(*history.runs, *more))
+    before = make_limits(history, BUDGET_S, 6)
+    history = dataclasses.replace(history, champion=far.commit)
+    after = make_limits(history, BUDGET_S, 6)
+    assert {r.commit for r in good_runs(history)} == {far.commit, near.commit}
+    assert before is not None
+    assert after is not None
+    assert before.at(20.0) > 5.0 > after.at(20.0)
+
+
 def test_nothing_is_stopped_before_enough_curves_exist() -> None:
-    """Too few good curves, too few commits, or no two good curves of one commit: no limit."""
+    """Too few runs, too few commits, or no two good curves of one commit: no limit."""
     history = calibrated()
-    assert make_limits(history, BUDGET_S, 7) is None
+    assert make_limits(history, BUDGET_S, len(history.runs)) is not None
+    assert make_limits(history, BUDGET_S, len(history.runs) + 1) is None
     few_commits = dataclasses.replace(history, runs=history.runs[:-1])
     assert make_limits(few_commits, BUDGET_S, 6) is None
     kept = [tried(i, 4.0, Verdict.KEEP) for i in range(1, 6)]

@@ -9,12 +9,14 @@ there to its end (curves cross). Everywhere each commit counts once, however oft
 ten marked runs end there; the tenth runs on and shows whether the mark was wrong. After eight ends
 in ten trials the rule switches itself off.
 
-Good curves are those of the baseline, of kept trials, and of trials that their score brought to a
-second run. The loss is the candidate's word, and this is all that a lie can win: who reports too
-little runs to the end and gets the score that the referee measures. To lower the limit for others
-a curve has to belong to a commit that earned a second run by its score, its end must agree with
-that score to 10 % as the baseline's does, and then it is one vote among all commits, at the wrong
-end of a 90th percentile. What is lost all the same shows in the spared tenth.
+Good curves are those of the champion, and of whatever it does not clearly beat (by three sigma)
+among the baseline, kept trials, and trials that their score brought to a second run: what was left
+far behind says nothing of what is hopeless now. The loss is the candidate's word, and this is all
+that a lie can win: who reports too little runs to the end and gets the score that the referee
+measures. To lower the limit for others a curve has to belong to a commit that earned a second run
+by its score, its end must agree with that score to 10 % as the baseline's does, and then it is one
+vote among all commits, at the wrong end of a 90th percentile; and what it claims too early it falls
+too little later, which widens the margin. What is lost all the same shows in the spared tenth.
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from autoresearch.search.history import History
-from autoresearch.search.noise import has_score, score_of
+from autoresearch.search.noise import has_score, measure_noise, score_of
 from autoresearch.values.config import JudgeSettings
 from autoresearch.values.records import Decision, Measurement, Outcome, Purpose, Trial, Verdict
 
@@ -37,6 +39,7 @@ GRID = 40  # moments of the budget at which curves are compared
 FIRST_FRAC, LAST_FRAC = 0.25, 0.80
 PERCENTILE = 0.90
 MARGIN_SIGMAS = 2.0
+BEATEN_SIGMAS = 3.0  # a commit that the champion beats by more is no example any more
 END_AGREES_FRAC = 0.10  # how far a curve's end over its score may be from the baseline's
 ONE_IN = 10  # of marked runs goes on to its end
 WINDOW_TRIALS, MOST_STOPPED = 10, 8
@@ -131,7 +134,7 @@ def is_good(trial: Trial) -> bool:
 
 
 def make_limits(history: History, budget_s: float, fewest: int) -> Limits | None:
-    """What a run is held against; None while fewer than `fewest` good curves are known."""
+    """What a run is held against; None while fewer than `fewest` runs have finished."""
     seconds = watched_seconds(budget_s)
     return _limits(_rows(history, seconds), seconds, fewest)
 
@@ -150,7 +153,7 @@ def _rows(history: History, seconds: Sequence[float]) -> list[_Row]:
 
 def _limits(rows: Sequence[_Row], seconds: tuple[float, ...], fewest: int) -> Limits | None:
     good = [row for row in rows if row.is_good]
-    if len(good) < fewest or len({row.run.commit for row in rows}) < _FEWEST_COMMITS:
+    if len(rows) < fewest or len({row.run.commit for row in rows}) < _FEWEST_COMMITS:
         return None
     return Limits(
         seconds=seconds,
@@ -311,7 +314,19 @@ def _end_over_score(run: Measurement) -> float:
 
 
 def _good_commits(history: History) -> set[str]:
-    return {history.baseline} | {trial.commit for trial in history.trials if is_good(trial)}
+    """The champion, and what it does not clearly beat of baseline, kept and replicated trials."""
+    scores: defaultdict[str, list[float]] = defaultdict(list)
+    for run in filter(has_score, history.runs):
+        scores[run.commit].append(score_of(run))
+    known = {history.baseline} | {trial.commit for trial in history.trials if is_good(trial)}
+    if history.champion not in scores:
+        return known
+    beaten_by_bpb = BEATEN_SIGMAS * measure_noise(history).sigma_bpb
+    most_bpb = statistics.fmean(scores[history.champion]) + beaten_by_bpb
+    near = {
+        commit for commit in known & scores.keys() if statistics.fmean(scores[commit]) <= most_bpb
+    }
+    return {history.champion} | near
 
 
 def percentile(weighted: Sequence[tuple[float, float]], frac: float) -> float:

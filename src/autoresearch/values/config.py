@@ -91,9 +91,7 @@ class JudgeSettings:
     floor_bpb: float = _field(0.3, "scores under this are rerun with the full audit", low=0)
     audit_frac: float = _field(0.1, "share of runs audited beside those about to be kept", low=0)
     early_stop: str = _field("on", "end runs whose training loss is hopeless", ("on", "off"))
-    early_stop_curves: int = _field(
-        20, "finished runs of good commits that early stop waits for", low=6
-    )
+    early_stop_curves: int = _field(20, "finished runs that early stop waits for", low=6)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
