@@ -43,6 +43,7 @@ INIT_SCALE = 1.0  # factor on the first spread of block matrices and value table
 FC_INIT = 1.0  # factor on that of the MLP's first matrix on top [0.2, 1.5] log
 BIGRAM_ROWS = 0  # rows of the table of token pairs, 0: none; worth trying 2**17 to 2**19
 TRIGRAM_ROWS = 0  # rows of the table of token triples, 0: none; worth trying 2**18 to 2**20
+NGRAM_DROPOUT = 0.0  # share of tokens whose pairs and triples are left out; worth trying 0.1 to 0.5
 TABLES_BF16 = True  # embedding tables and their moments in bfloat16, else float32 {True, False}
 
 # Optimizer (embedding and head rates are for width 768 and scale with width^-0.5)
@@ -363,7 +364,11 @@ class GPT(nn.Module):
         x0 = norm(embedded.to(dtype))
         for n, table in zip(self.spans, self.ngrams, strict=True):
             rows = ngram_rows(tokens, n, len(table))
-            x0 = x0 + ops.lookup(rows, table, table.new_empty(0, 1, 1))[0].to(dtype)
+            found = ops.lookup(rows, table, table.new_empty(0, 1, 1))[0].to(dtype)
+            if NGRAM_DROPOUT and targets is not None:
+                kept = torch.rand_like(found[..., :1]) >= NGRAM_DROPOUT
+                found = found * kept / (1.0 - NGRAM_DROPOUT)
+            x0 = x0 + found
         x, *copies = ops.share(x0, 1 + L)
         y = None
         for i, window in enumerate(self.windows):
