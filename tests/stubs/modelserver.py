@@ -3,9 +3,10 @@
 It answers /v1/messages, /v1/responses, /v1/chat/completions and Gemini's :generateContent and
 :streamGenerateContent, streamed or not, so that every client can be driven without a network or a
 key. Each conversation that asks for an edit of train.py takes the next idea of the script (the last
-one stays): good, structure, inject, outside, syntax, empty, hang, storm, cut, repeat, slow. It
-counts requests and tokens itself, as a provider would: an answer that was sent counts, an error
-does not.
+one stays): good, structure, inject, outside, syntax, empty, hang, storm, cut, repeat, slow; or it
+takes the first NAME=VALUE of the script that the request does not mention, as one who reads what
+was tried. It counts requests and tokens itself, as a provider would: an answer that was sent
+counts, an error does not.
 """
 
 from __future__ import annotations
@@ -100,7 +101,8 @@ class ModelServer:
         with self.lock:
             number = len(self.tally.ideas)
             if stage == 0:
-                idea = self.script[min(number, len(self.script) - 1)]
+                untried = [i for i in self.script if "=" in i and i not in text]
+                idea = (untried or self.script[number:] or self.script[-1:])[0]
                 if idea == "storm" and self._left:
                     self._left -= 1
                     raise Storm
@@ -141,11 +143,12 @@ class ModelServer:
 
     def _edit(self, idea: str, number: int, text: str) -> tuple[str, str]:
         """The champion's line of the constant, and what takes its place."""
-        found = re.search(rf"^{self.constant} = .*$", text, re.MULTILINE)
-        old = found[0] if found else f"{self.constant} = missing"
+        name, _, given = idea.partition("=") if "=" in idea else (self.constant, "", "")
+        found = re.search(rf"^{name} = .*$", text, re.MULTILINE)
+        old = found[0] if found else f"{name} = missing"
         comment = "  #" + old.partition("#")[2] if "#" in old else ""
         value = 0.3 if idea == "repeat" else round(0.301 + number / 1000, 3)
-        new = f"{self.constant} = {value}{comment}"
+        new = f"{name} = {given or value}{comment}"
         if idea == "syntax":
             new = f"{self.constant} = = ("
         if idea == "inject":
