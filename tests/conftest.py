@@ -4,7 +4,9 @@ hypothesis.
 
 from __future__ import annotations
 
+import itertools
 import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -18,6 +20,30 @@ sys.path.insert(0, str(Path(__file__).parent / "stubs"))
 settings.register_profile("steady", deadline=None, derandomize=True, database=None, max_examples=60)
 settings.load_profile("steady")
 
+MEMORY = Path("/dev/shm")
+LEAST_FREE_BYTES = 1 << 30
+
+
+def has_room_in_memory() -> bool:
+    """Whether folders of tests can be kept in memory: git and ledgers wait for the disk a lot."""
+    if not os.access(MEMORY, os.W_OK) or not hasattr(os, "ST_NOEXEC"):
+        return False
+    found = os.statvfs(MEMORY)
+    is_roomy = found.f_bavail * found.f_frsize > LEAST_FREE_BYTES
+    return is_roomy and not found.f_flag & os.ST_NOEXEC
+
+
+if has_room_in_memory():
+    os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(MEMORY))
+
+
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    """Free the memory that the folders of tests took, unless somebody may want to look at them."""
+    is_worker = hasattr(session.config, "workerinput")
+    made = session.config._tmp_path_factory._basetemp  # type: ignore[attr-defined]
+    if made is not None and made.is_relative_to(MEMORY) and not is_worker and not exitstatus:
+        shutil.rmtree(made, ignore_errors=True)
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Skip what needs CUDA where there is none."""
@@ -30,11 +56,20 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device and a torch built for it"))
 
 
+_numbers = itertools.count()
+
+
+@pytest.fixture(scope="session")
+def _homes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where tests have their homes."""
+    return tmp_path_factory.mktemp("homes")
+
+
 @pytest.fixture(autouse=True)
-def _own_world(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def _own_world(monkeypatch: pytest.MonkeyPatch, _homes: Path) -> None:
     """Point all state at the test's own folder; drop the settings of whoever runs the tests."""
     for name in list(os.environ):
         if name.startswith(("AUTORESEARCH_", "GIT_", "HF_")):
             monkeypatch.delenv(name)
-    monkeypatch.setenv("AUTORESEARCH_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("AUTORESEARCH_HOME", str(_homes / str(next(_numbers))))
     monkeypatch.setenv("MPLBACKEND", "Agg")

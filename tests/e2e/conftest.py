@@ -13,9 +13,9 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "stubs"))
 from lab import Lab, small_config
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def shared_lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
-    """A referee with stub candidates; the scorer imports torch once."""
+    """A referee with stub candidates for all modules; the scorer imports torch once."""
     lab = Lab(tmp_path_factory.mktemp("lab"))
     yield lab
     lab.close()
@@ -23,6 +23,14 @@ def shared_lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
 
 @pytest.fixture
 def lab(shared_lab: Lab) -> Lab:
-    """The module's referee with its settings as they were."""
+    """The shared referee with its settings as they were."""
     shared_lab.host.config = small_config()
     return shared_lab
+
+
+@pytest.fixture
+def torch_lab(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> Lab:
+    """The shared referee with the product's candidates, which import torch."""
+    monkeypatch.setattr(lab.host, "inside", "autoresearch.inside")
+    monkeypatch.setattr(lab.host, "inside_path", None)
+    return lab

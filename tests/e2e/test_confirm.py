@@ -210,12 +210,12 @@ def test_a_session_confirms_at_its_end(bench: Bench) -> None:
     assert any(note.startswith("confirmed: ") for note in bench.heard.notes)
 
 
-def test_the_scorer_does_not_compare_what_it_was_not_shown(bench: Bench) -> None:
+def test_the_scorer_does_not_compare_what_it_was_not_shown(lab: Lab) -> None:
     """One that was started again has forgotten: disturbed, so all is asked again."""
     from autoresearch.values.errors import TrialFailed
 
     with pytest.raises(TrialFailed) as failure:
-        bench.lab.referee.scoring.compare_held({"champion": [1], "reference": [2]}, 0.1)
+        lab.referee.scoring.compare_held({"champion": [-1], "reference": [-2]}, 0.1)
     assert failure.value.outcome is Outcome.DISTURBED
 
 

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-from lab import STUBS, VOCAB, Lab, make_dataset
+from lab import STUBS, VOCAB, Lab
 
 from autoresearch.data.tokenizer import train_tokenizer
 from autoresearch.importing import import_results, read_script
@@ -26,20 +24,19 @@ from autoresearch.workspace import init
 SCRIPT = (STUBS / "reference_script.py").read_text(encoding="utf-8")
 
 
-def make_lab(folder: Path, **trial: Any) -> Lab:
-    """A lab whose candidates are the real ones, and whose data has a tokenizer."""
-    dataset = make_dataset(folder / "data")
+def write_tokenizer(lab: Lab) -> None:
+    """Scripts read one."""
     words = [f"one two {n} three" * 3 for n in range(400)]
-    dataset.tokenizer_path.write_text(train_tokenizer(words, VOCAB).text, encoding="utf-8")
-    return Lab(folder, is_stub=False, dataset=dataset, **{"budget_s": 2.0, **trial})
+    tokenizer = train_tokenizer(words, VOCAB)
+    lab.host.dataset.tokenizer_path.write_text(tokenizer.text, encoding="utf-8")
 
 
-@pytest.fixture(scope="module")
-def torch_lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
-    """One for all tests without a card."""
-    lab = make_lab(tmp_path_factory.mktemp("import"))
-    yield lab
-    lab.close()
+@pytest.fixture
+def torch_lab(torch_lab: Lab) -> Lab:
+    """The shared one, whose data has a tokenizer."""
+    torch_lab.configure(budget_s=2.0)
+    write_tokenizer(torch_lab)
+    return torch_lab
 
 
 def check_score(lab: Lab, run: Measurement) -> None:
@@ -59,8 +56,9 @@ def check_score(lab: Lab, run: Measurement) -> None:
 @pytest.mark.timeout(300)
 def test_a_script_runs_unmodified_on_a_card(tmp_path: Path) -> None:
     """The same file in bfloat16; logits reach the scorer through device memory."""
-    lab = make_lab(tmp_path)
+    lab = Lab(tmp_path, is_stub=False, budget_s=2.0)
     lab.host.device = "cuda:0"
+    write_tokenizer(lab)
     try:
         check_score(lab, lab.run(SCRIPT, is_script=True))
     finally:

@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
-
 import pytest
 from lab import HONEST, TORCH_BIGRAM, Lab, stub
 
-from autoresearch.system.sandbox import landlock_problem
+from autoresearch.system.sandbox import landlock_problem, open_sandbox
 from autoresearch.values.records import Outcome
 
 pytestmark = pytest.mark.skipif(bool(landlock_problem()), reason=landlock_problem() or "works")
 
 
-@pytest.fixture(scope="module")
-def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
-    """A referee whose candidates are behind Landlock."""
-    lab = Lab(tmp_path_factory.mktemp("lab"), level="landlock")
-    yield lab
-    lab.close()
+@pytest.fixture
+def lab(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> Lab:
+    """The shared referee, with candidates behind Landlock."""
+    monkeypatch.setattr(lab.host, "sandbox", open_sandbox("landlock"))
+    return lab
 
 
 def test_an_honest_run_is_scored_and_names_its_level(lab: Lab) -> None:
@@ -57,11 +53,8 @@ def test_the_answers_and_the_record_are_out_of_reach(lab: Lab) -> None:
     assert "found []" in lab.stdout(measurement)
 
 
-def test_torch_trains_and_answers(tmp_path: Path) -> None:
+def test_torch_trains_and_answers(torch_lab: Lab) -> None:
     """The real harness, with torch."""
-    lab = Lab(tmp_path, level="landlock", is_stub=False)
-    try:
-        measurement = lab.run(TORCH_BIGRAM)
-        assert measurement.outcome is Outcome.SCORED, (measurement, lab.stdout(measurement))
-    finally:
-        lab.close()
+    measurement = torch_lab.run(TORCH_BIGRAM)
+    assert measurement.outcome is Outcome.SCORED, (measurement, torch_lab.stdout(measurement))
+    assert measurement.sandbox == "landlock"

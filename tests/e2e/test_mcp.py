@@ -16,9 +16,12 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
+import drive
 import pytest
+from lab import STUBS
 
 from autoresearch import workspace as workspaces
+from autoresearch.cli import mcp_server
 from autoresearch.cli.mcp_server import COMMAND, make_server
 from autoresearch.data import dataset
 from autoresearch.search.ledger import Ledger
@@ -55,6 +58,19 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workspace]:
         made = workspaces.init(folder / "w", "demo", {**CHANGES, "data": data})
         dataset.prepare(made.config.data, cache_home())
         yield made
+
+
+@pytest.fixture
+def stubs(home: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
+    """Another workspace on the same data, whose candidates and scorer do without torch."""
+    monkeypatch.setattr(mcp_server, "COMMAND", (sys.executable, str(STUBS / "command.py")))
+    data = {**CHANGES["data"], "corpus": "files", "path": home.config.data.path}
+    trial = {**CHANGES["trial"], "score_rows_per_chunk": 8}
+    made = workspaces.init(tmp_path / "w", "demo", {**CHANGES, "data": data, "trial": trial})
+    (made.root / "train.py").write_text(drive.TRAIN)
+    person = ["-c", "user.name=A", "-c", "user.email=a@b"]
+    subprocess.run(["git", *person, "commit", "-qam", "stub"], cwd=made.root, check=True)
+    return made
 
 
 @pytest.fixture(autouse=True)
@@ -110,15 +126,15 @@ def check(workspace: Workspace, answer: dict[str, Any], before: int) -> None:
     assert workspace.read_train() == champion
 
 
-def test_in_memory(home: Workspace) -> None:
+def test_in_memory(stubs: Workspace) -> None:
     """The server and its client in one process; the first trial calibrates."""
 
     async def talk() -> dict[str, Any]:
-        async with mcp.Client(make_server(home)) as client:
-            return await work(client, "faster matrices", "MATRIX_LR", "MATRIX_LR = 0.05")
+        async with mcp.Client(make_server(stubs)) as client:
+            return await work(client, "stretched further", "GAIN", "GAIN = 0.6")
 
-    before = count_trials(home)
-    check(home, asyncio.run(talk()), before)
+    before = count_trials(stubs)
+    check(stubs, asyncio.run(talk()), before)
 
 
 def test_what_clients_show_of_the_tools(home: Workspace) -> None:

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import gc
-import importlib.util
 import itertools
 import math
 import sys
 import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
-from types import ModuleType
+from types import CodeType, ModuleType
 from typing import Any
 
 import pytest
@@ -95,14 +95,18 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
+@cache
+def compiled() -> CodeType:
+    """train.py as bytecode."""
+    path = TEMPLATES / "train.py"
+    return compile(path.read_text(encoding="utf-8"), str(path), "exec")
+
+
 @pytest.fixture
 def train(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     """A fresh train.py with toy constants."""
-    spec = importlib.util.spec_from_file_location("train_under_test", TEMPLATES / "train.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = ModuleType("train_under_test")
+    exec(compiled(), vars(module))
     for name, value in SMALL.items():
         assert hasattr(module, name)
         monkeypatch.setattr(module, name, value)
@@ -110,14 +114,21 @@ def train(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     return module
 
 
-def run_main(train: ModuleType, run: FakeRun) -> FakeRun:
-    """main() to its end, with the garbage collector back on afterwards."""
+@contextmanager
+def collector_restored() -> Iterator[None]:
+    """main() collects and freezes garbage: that of pytest takes half a second, so it is frozen."""
+    gc.freeze()
     try:
-        with pytest.raises(SubmittedError):
-            train.main(run)
+        yield
     finally:
         gc.enable()
         gc.unfreeze()
+
+
+def run_main(train: ModuleType, run: FakeRun) -> FakeRun:
+    """main() to its end."""
+    with collector_restored(), pytest.raises(SubmittedError):
+        train.main(run)
     return run
 
 
@@ -679,12 +690,8 @@ def test_divergence_fails_fast(train: ModuleType, bad: float) -> None:
     train.train_step = lambda *_: torch.tensor(bad)
     train.WARMUP_STEPS = 0
     run = FakeRun(num_steps=50)
-    try:
-        with pytest.raises(FloatingPointError, match="at step 0: diverged"):
-            train.main(run)
-    finally:
-        gc.enable()
-        gc.unfreeze()
+    with collector_restored(), pytest.raises(FloatingPointError, match="at step 0: diverged"):
+        train.main(run)
 
 
 def test_state_dict_round_trip(train: ModuleType) -> None:

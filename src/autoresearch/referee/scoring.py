@@ -145,6 +145,7 @@ class Scoring:
             self.close()
             raise TrialFailed(Outcome.DISTURBED, f"{gone} while it scored") from gone
         if message is None:
+            self._scorer.end()  # it hangs, and would not leave by itself
             self.close()
             raise TrialFailed(Outcome.DISTURBED, "the scorer did not answer")
         return message

@@ -342,12 +342,12 @@ def _root_links() -> list[str]:
 
 def hidden_inside(hidden: Sequence[Path]) -> list[Path]:
     """Those of `hidden` that a bound folder would show."""
-    shown = runtime_folders()
-    resolved = sorted({path.resolve() for path in hidden if path.is_dir()})
+    shown = set(runtime_folders())
+    resolved = {path.resolve() for path in hidden if path.is_dir()}
     outermost = [
-        path for path in resolved if not any(other in path.parents for other in resolved)
+        path for path in sorted(resolved) if resolved.isdisjoint(path.parents)
     ]  # what is hidden already has nothing inside to be hidden
-    return [path for path in outermost if any(path.is_relative_to(folder) for folder in shown)]
+    return [path for path in outermost if not shown.isdisjoint([path, *path.parents])]
 
 
 def device_nodes(device: str) -> list[Path]:

@@ -8,6 +8,7 @@ float32 logits of every position and token.
 from __future__ import annotations
 
 import array
+import ctypes
 import importlib.util
 import math
 import mmap
@@ -19,6 +20,12 @@ from types import ModuleType
 from typing import Any, NoReturn
 
 from autoresearch.wire.channel import Channel, ChannelClosed
+
+
+def die_with_parent() -> None:
+    """As system.procs does it, without the packages that it imports: half of a stub's start."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, 9, 0, 0, 0)
 
 
 class StubRun:

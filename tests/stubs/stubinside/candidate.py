@@ -6,9 +6,8 @@ import os
 import sys
 import traceback
 
-from autoresearch.system.procs import die_with_parent
 from autoresearch.wire.channel import Channel, ChannelClosed
-from stubinside import StubRun, load_train
+from stubinside import StubRun, die_with_parent, load_train
 
 
 def main() -> None:

@@ -9,9 +9,8 @@ import os
 import sys
 from typing import Any
 
-from autoresearch.system.procs import die_with_parent
 from autoresearch.wire.channel import Channel, ChannelClosed, Message
-from stubinside import StubRun, load_train
+from stubinside import StubRun, die_with_parent, load_train
 
 
 def main() -> None:

@@ -1,0 +1,156 @@
+"""Every Triton kernel on the CPU, in triton's interpreter, where triton is installed.
+
+bfloat16 products are wrong in the interpreter; float16 stands in. tests/gpu runs the real thing.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SOURCE = Path(__file__).parents[2] / "src"
+HAS_TRITON = importlib.util.find_spec("triton") is not None
+
+_INTERPRETED = """
+import torch
+import torch.nn.functional as F
+from autoresearch.inside.ops import attention, heads, mlp, residual, rotary, softcap_ce, table
+
+torch.manual_seed(0)
+for vocab, dtype, bound in ((100, torch.float32, 1e-5), (300, torch.bfloat16, 8e-3)):
+    logits = (torch.randn(19, vocab) * 20).to(dtype)  # more rows than programs
+    targets, losses, out = torch.randint(0, vocab, (19,)), torch.empty(19), logits.clone()
+    softcap_ce.loss_and_gradient(out, targets, losses, 15.0, 0.3)
+    exact = logits.double().requires_grad_()
+    wanted = F.cross_entropy(15 * torch.tanh(exact / 15), targets, reduction="none")
+    grad = torch.autograd.grad(0.3 * wanted.sum(), exact)[0]
+    assert (losses - wanted).abs().max() < 1e-4
+    assert (out.double() - grad).norm() / grad.norm() < bound
+
+for has_value, G, dtype, bound in ((1, 2, torch.float32, 1e-6), (0, 1, torch.float16, 2e-3)):
+    angles = torch.randn(21, 1, 16).double()
+    cos, sin = angles.cos().to(dtype), angles.sin().to(dtype)
+    shapes = [(3, 21, (4 + 2 * G) * 32), (3, 21, G), (3, 21, G * 32)][: 1 + 2 * has_value]
+    inputs = [torch.randn(shape).to(dtype).requires_grad_() for shape in shapes]
+    exact = [t.detach().double().requires_grad_() for t in inputs]
+    rest, others = (inputs[1:], exact[1:]) if has_value else ([None, None], [None, None])
+    outs = rotary.split_forward(inputs[0], cos, sin, *rest, 4, 1.3)
+    goals = rotary.split_heads_twin(exact[0], cos.double(), sin.double(), 4, *others, 1.3)
+    grads = [torch.randn(out.shape).to(dtype) for out in outs]
+    got = [*outs, *torch.autograd.grad(outs, inputs, grads)]
+    wanted = [*goals, *torch.autograd.grad(goals, exact, [g.double() for g in grads])]
+    for a, b in zip(got, wanted, strict=True):
+        assert (a.double() - b).norm() / b.norm() < bound
+    arguments = (inputs[0], cos, sin, *rest, 4, 1.3)
+    utilities = ("test_schema", "test_autograd_registration", "test_faketensor")
+    torch.library.opcheck(rotary.split_forward, arguments, test_utils=utilities)
+
+for C, has_x0, front, dtype, bound in (
+    (48, 1, 8, torch.float32, 1e-5),
+    (64, 0, 0, torch.float16, 2e-3),
+    (20, 1, 0, torch.float16, 2e-3),
+):
+    inputs = [torch.randn(3, 7, C).to(dtype) for _ in range(2 + has_x0)]
+    inputs += [torch.tensor(0.8), torch.tensor(0.3)][: 2 * has_x0]
+    inputs = [t.requires_grad_() for t in inputs]
+    exact = [t.detach().double().requires_grad_() for t in inputs]
+    rest = [] if has_x0 else 3 * [None]
+    outs = residual.add_norm_forward(*inputs, *rest, front)[: 3 if front else 2]
+    goals = residual.add_norm_twin(*exact, *rest, front)[: len(outs)]
+    for used in (slice(None), slice(1, None)):
+        grads = [torch.randn(out.shape).to(dtype) for out in outs[used]]
+        kept = {"retain_graph": True}
+        got = [*outs, *torch.autograd.grad(outs[used], inputs, grads, **kept)]
+        grads = [g.double() for g in grads]
+        wanted = [*goals, *torch.autograd.grad(goals[used], exact, grads, **kept)]
+        for a, b in zip(got, wanted, strict=True):
+            assert (a.double() - b).norm() / b.norm() < bound, (C, a.shape)
+    utilities = ("test_schema", "test_autograd_registration", "test_faketensor")
+    torch.library.opcheck(residual.add_norm_forward, (*inputs, *rest, front), test_utils=utilities)
+
+x = torch.randn(5, 300).requires_grad_()
+weights = torch.randn(12, 5, 300)
+users = residual.share(x, 13)
+loss = sum((user * weight).sum() for user, weight in zip(users, weights))  # one is not used
+torch.testing.assert_close(torch.autograd.grad(loss, x)[0], weights.sum(0))
+
+
+def wide(q, k, window):
+    back = torch.arange(q.size(1))[:, None] - torch.arange(q.size(1))
+    k = k.repeat_interleave(q.size(2) // k.size(2), dim=2).float()
+    scores = torch.einsum("bqhd,bkhd->bhqk", q.float(), k) / q.size(3) ** 0.5
+    return scores.masked_fill((back < 0) | (back > window), -torch.inf).softmax(-1), k
+
+
+def run(q, k, v, window):
+    out = attention.attend_twin(q.float(), k.float(), v.float(), window).to(q.dtype)
+    return out.contiguous(), torch.zeros(q.size(0), q.size(2), q.size(1))
+
+
+def run_backward(grad, q, k, v, out, lse, window, dv):
+    shared, grad = q.size(2) // k.size(2), grad.float()
+    P, keys = wide(q, k, window)
+    values = v.repeat_interleave(shared, dim=2).float()
+    dP = torch.einsum("bqhd,bkhd->bhqk", grad, values)
+    dS = P * (dP - (dP * P).sum(-1, keepdim=True)) / q.size(3) ** 0.5
+    dq = torch.einsum("bhqk,bkhd->bqhd", dS, keys).to(q.dtype)
+    dk, given = (
+        torch.einsum("bhqk,bqhd->bkhd", a, b).unflatten(2, (-1, shared)).sum(3).to(q.dtype)
+        for a, b in ((dS, q.float()), (P, grad))
+    )
+    return dq, dk, dv.copy_(given)
+
+
+attention.run_fa4, attention.run_fa4_backward = run, run_backward
+for has_value, G, dtype, bound in ((1, 2, torch.float32, 1e-5), (0, 1, torch.float16, 5e-3)):
+    angles = torch.randn(21, 1, 16).double()
+    cos, sin = angles.cos().to(dtype), angles.sin().to(dtype)
+    shapes = [(2, 21, (4 + 2 * G) * 32), (2, 21, G), (2, 21, G * 32)][: 1 + 2 * has_value]
+    inputs = [torch.randn(shape).to(dtype).requires_grad_() for shape in shapes]
+    exact = [t.detach().double().requires_grad_() for t in inputs]
+    rest, others = (inputs[1:], exact[1:]) if has_value else ([None, None], [None, None])
+    out = heads.attend_heads(inputs[0], cos, sin, 4, *rest, 9, 1.3)
+    goal = heads.attend_heads_twin(exact[0], cos.double(), sin.double(), 4, *others, 9, 1.3)
+    grad = torch.randn(out.shape).to(dtype)
+    got = [out, *torch.autograd.grad(out, inputs, grad)]
+    wanted = [goal, *torch.autograd.grad(goal, exact, grad.double())]
+    for a, b in zip(got, wanted, strict=True):
+        assert (a.double() - b).norm() / b.norm() < bound
+    arguments = (inputs[0], cos, sin, *rest, 4, 1.3, 9)
+    torch.library.opcheck(heads.heads_forward, arguments, test_utils=utilities)
+
+tokens, grad = torch.randint(0, 20, (210,)), torch.randn(210, 200)
+ids, order = tokens.int().sort()
+got = torch.zeros(20, 200)
+table.add_rows(grad, ids, order, got)
+wanted = torch.zeros(20, 200, dtype=torch.float64).index_add_(0, tokens, grad.double())
+assert (got - wanted).abs().max() < 1e-4
+
+for dtype, bound in ((torch.float32, 1e-6), (torch.float16, 2e-3)):
+    a, b = torch.randn(200, 96).to(dtype), (torch.randn(320, 96) / 10).to(dtype)
+    up = mlp.gemm_relu2(a, b)
+    product = a.double() @ b.double().T
+    wanted = product.relu().square()
+    assert (up.double() - wanted).norm() / wanted.norm() < bound
+    down, slope = mlp.gemm_relu2(a, b, up), product * 2 * up.double().sqrt()
+    assert (down.double() - slope).norm() / slope.norm() < bound
+print("fine")
+"""
+
+
+@pytest.mark.skipif(not HAS_TRITON, reason="triton is not installed")
+def test_kernels_in_the_interpreter() -> None:
+    """Each Triton kernel, on odd shapes, against float64; in a process of its own."""
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(SOURCE),
+        "TRITON_INTERPRET": "1",
+        "OMP_NUM_THREADS": "1",
+    }
+    command = [sys.executable, "-c", _INTERPRETED]
+    assert subprocess.check_output(command, env=environment, text=True).strip() == "fine"
