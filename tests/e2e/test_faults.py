@@ -481,6 +481,7 @@ def test_a_survivor_of_the_kill_ends_the_session(lab: Lab, monkeypatch: pytest.M
         lab.run(stub(main="1 / 0"))
     monkeypatch.undo()
     assert lab.run(HONEST).outcome is Outcome.SCORED
+    lab.host.cache.sweep()  # as the next session would: nobody took the failed run's things away
 
 
 def test_a_scorer_that_hangs_is_replaced(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
