@@ -32,13 +32,18 @@ for vocab, dtype, bound in ((100, torch.float32, 1e-5), (300, torch.bfloat16, 8e
     assert (losses - wanted).abs().max() < 1e-4
     assert (out.double() - grad).norm() / grad.norm() < bound
 
-for has_value, G, dtype, bound in ((1, 2, torch.float32, 1e-6), (0, 1, torch.float16, 2e-3)):
+def heads_case(num_rows, has_value, G, dtype):
     angles = torch.randn(21, 1, 16).double()
     cos, sin = angles.cos().to(dtype), angles.sin().to(dtype)
-    shapes = [(3, 21, (4 + 2 * G) * 32), (3, 21, G), (3, 21, G * 32)][: 1 + 2 * has_value]
-    inputs = [torch.randn(shape).to(dtype).requires_grad_() for shape in shapes]
+    widths = [(4 + 2 * G) * 32, G, G * 32][: 1 + 2 * has_value]
+    inputs = [torch.randn(num_rows, 21, width).to(dtype).requires_grad_() for width in widths]
     exact = [t.detach().double().requires_grad_() for t in inputs]
     rest, others = (inputs[1:], exact[1:]) if has_value else ([None, None], [None, None])
+    return cos, sin, inputs, exact, rest, others
+
+
+for has_value, G, dtype, bound in ((1, 2, torch.float32, 1e-6), (0, 1, torch.float16, 2e-3)):
+    cos, sin, inputs, exact, rest, others = heads_case(3, has_value, G, dtype)
     outs = rotary.split_forward(inputs[0], cos, sin, *rest, 4, 1.3)
     goals = rotary.split_heads_twin(exact[0], cos.double(), sin.double(), 4, *others, 1.3)
     grads = [torch.randn(out.shape).to(dtype) for out in outs]
@@ -108,12 +113,7 @@ def run_backward(grad, q, k, v, out, lse, window, dv):
 
 attention.run_fa4, attention.run_fa4_backward = run, run_backward
 for has_value, G, dtype, bound in ((1, 2, torch.float32, 1e-5), (0, 1, torch.float16, 5e-3)):
-    angles = torch.randn(21, 1, 16).double()
-    cos, sin = angles.cos().to(dtype), angles.sin().to(dtype)
-    shapes = [(2, 21, (4 + 2 * G) * 32), (2, 21, G), (2, 21, G * 32)][: 1 + 2 * has_value]
-    inputs = [torch.randn(shape).to(dtype).requires_grad_() for shape in shapes]
-    exact = [t.detach().double().requires_grad_() for t in inputs]
-    rest, others = (inputs[1:], exact[1:]) if has_value else ([None, None], [None, None])
+    cos, sin, inputs, exact, rest, others = heads_case(2, has_value, G, dtype)
     out = heads.attend_heads(inputs[0], cos, sin, 4, *rest, 9, 1.3)
     goal = heads.attend_heads_twin(exact[0], cos.double(), sin.double(), 4, *others, 9, 1.3)
     grad = torch.randn(out.shape).to(dtype)
