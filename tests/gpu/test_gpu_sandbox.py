@@ -87,7 +87,9 @@ def test_neither_sandbox_sees_rows_ledger_or_network(device: str, tmp_path: Path
     port = server.getsockname()[1]
     outside: dict[str, Any] = {}
     exec(LOOK, outside)
-    assert {*paths, "the network"} <= {*outside["sees"](paths, port, str(tmp_path))}, "what is there to be seen"
+    assert {*paths, "the network"} <= {*outside["sees"](paths, port, str(tmp_path))}, (
+        "what is there to be seen"
+    )
     looking = LOOKING.replace("@PATHS@", repr(paths)).replace("@PORT@", str(port))
     before, after = TORCH_BIGRAM.split("\n\ndef main")
     lab = Lab(tmp_path / "lab", is_stub=False, dataset=dataset, device=device)
