@@ -166,13 +166,15 @@ def train_once(
     commit: str,
     description: str,
     seed: int,
+    parent: str = "",
     watch: Watch = never_stop,
     is_script: bool = False,
 ) -> Measurement:
     """One audited run of `source`, written down as a run of no trial; its weights are saved.
 
-    `commit` is the commit that holds the source, or a text that is none where nothing does. A
-    script of the reference's kind (`is_script`) has neither audit nor weights.
+    `commit` is the commit that holds the source, or a text that is none where nothing does;
+    `parent` the one whose compile caches it starts from, which this run makes where it is the same.
+    A script of the reference's kind (`is_script`) has neither audit nor weights.
     """
     branch = Branch(workspace.repository, config.session.tag)
     with (
@@ -190,10 +192,13 @@ def train_once(
             artifacts=workspace.runs_folder / f"{run_id:06d}",
             is_audited=not is_script,
             is_script=is_script,
+            cache_parent=parent,
         )
         measurement = referee.run(spec, watch)
         if referee.has_weights(run_id):
             referee.save_weights(run_id, spec.artifacts / "weights.safetensors")
+        if measurement.is_scored and commit == parent:
+            referee.host.cache.keep(run_id, commit)
         ledger.record_run(measurement, None)
         ledger.note("train", f"run {run_id}: {description}")
         return measurement

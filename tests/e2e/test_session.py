@@ -43,7 +43,8 @@ class FakeReferee:
 
     def __init__(self) -> None:
         clock = FakeClock()
-        cache = SimpleNamespace(keep=lambda *_: None, sweep=lambda: None)
+        self.cached: list[str] = []  # commits whose compile caches were kept
+        cache = SimpleNamespace(keep=lambda _, c: self.cached.append(c), sweep=lambda: None)
         sandbox = SimpleNamespace(level="bubblewrap")
         self.host = SimpleNamespace(clock=clock, device="cuda:0", cache=cache, sandbox=sandbox)
         self.scoring = SimpleNamespace(limit_s=600.0)
@@ -166,6 +167,16 @@ def test_keeps_what_is_better_and_reverts_the_rest(bench: Bench) -> None:
         ref = f"refs/autoresearch/t/trials/{trial.trial_id:04d}"
         assert bench.repository.resolve(ref) == trial.commit
     assert bench.repository.current_branch() == "main"
+
+
+def test_compile_caches_of_the_baseline_and_of_kept_trials_are_kept(bench: Bench) -> None:
+    """Or every trial until the first keep would compile anew; a discarded one leaves nothing."""
+    bench.run({"SCORE": 2.2}, {"SCORE": 1.8})
+    history, baseline = bench.history, bench.repository.head()
+    assert bench.verdicts == ["discard", "keep"]
+    assert {history.trials[0].commit} == {t.commit for t in history.trials} - {history.champion}
+    assert bench.referee.cached[0] == baseline
+    assert set(bench.referee.cached) == {baseline, history.champion}
 
 
 def test_calibrates_first_and_gives_a_new_champion_fresh_runs(bench: Bench) -> None:

@@ -505,7 +505,7 @@ def once(monkeypatch: pytest.MonkeyPatch, history: History) -> list[Any]:
         workspace: Workspace, config: Config, source: str, seed: int, watch: Any, **more: Any
     ) -> Measurement:
         outcome = calls.pop() if calls and isinstance(calls[-1], Outcome) else Outcome.SCORED
-        calls.append((config, source, seed))
+        calls.append((config, source, seed, more["parent"]))
         assert watch(1.0, {}) == ""
         return dataclasses.replace(history.runs[6], outcome=outcome, reason="why")
 
@@ -518,8 +518,9 @@ def test_train(call: Call, here: Workspace, once: list[Any]) -> None:
     code, out, _ = call("train", "--budget", "2", "--seed", "5")
     assert code == 0
     assert "\n---\nval_bpb:          2.100000\n" in out
-    config, source, seed = once[0]
+    config, source, seed, parent = once[0]
     assert (config.trial.budget_s, source, seed) == (2.0, "x = 1\n", 5)
+    assert parent == here.repository.head()
     once.append(Outcome.TIMEOUT)
     code, out, _ = call("train")
     assert code == 1
@@ -577,7 +578,7 @@ def test_replay(call: Call, here: Workspace, once: list[Any]) -> None:
     code, out, _ = call("replay", "champion", "--seed", "1")
     assert code == 0
     assert "its replay scored 2.1000, gain +0.0200" in out
-    assert once[0][1:] == ("# train.py of 1111111\n", 1)
+    assert once[0][1:3] == ("# train.py of 1111111\n", 1)
     assert once[0][0].trial.budget_s == 8.0
     facts = json.loads(call("replay", "1", "--json")[1])
     assert facts["run"]["val_bpb"] == 2.1

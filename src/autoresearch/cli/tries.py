@@ -49,7 +49,7 @@ def train(
     head = opened.repository.head()
     is_committed = source == opened.repository.read(head, "train.py")
     commit = head if is_committed else f"{head[:12]} with changes"
-    measurement = _run_once(opened, source, commit, seed, "train.py as it is")
+    measurement = _run_once(opened, source, commit, seed, "train.py as it is", parent=head)
     _finish_run(opened, measurement, as_json=as_json)
 
 
@@ -76,6 +76,7 @@ def _run_once(
     seed: int | None,
     label: str,
     *,
+    parent: str = "",
     is_script: bool = False,
 ) -> Measurement:
     """One run, with a progress line on standard error."""
@@ -93,6 +94,7 @@ def _run_once(
             commit=commit,
             description=label,
             seed=fresh,
+            parent=parent,
             watch=view.watch,
             is_script=is_script,
         )
@@ -133,7 +135,9 @@ def replay(
     same = options.change(opened, options.given(trial={"budget_s": budget}))
     label = f"replay of trial {found.trial_id}"
     is_script = found.researcher == IMPORTER
-    measurement = _run_once(same, source, found.commit, seed, label, is_script=is_script)
+    measurement = _run_once(
+        same, source, found.commit, seed, label, parent=found.parent, is_script=is_script
+    )
     comparison = compare_runs(found, measurement)
     if as_json:
         facts = {"trial": found.trial_id, "comparison": comparison, "run": to_json(measurement)}

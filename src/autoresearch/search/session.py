@@ -339,6 +339,8 @@ class Session:
             oddity = find_oddity(measurement, self.history.runs)
             self.ledger.record_run(measurement, trial.trial_id if trial else None)
             self.observer.run_finished(measurement)
+            if trial is None and may_cache and measurement.is_scored:  # what all start from
+                self.referee.host.cache.keep(run_id, commit)
             if oddity:
                 self._note("oddity", oddity)
             if measurement.outcome is not Outcome.DISTURBED:
