@@ -10,7 +10,9 @@ import contextlib
 import gc
 import importlib.util
 import math
+import os
 import re
+import socket
 import statistics
 import sys
 import time
@@ -26,6 +28,9 @@ import torch
 import torch.nn.functional as F
 from gpu_meter import CUDA, RESULTS, ROOT, attempt, say
 
+from autoresearch.inside import harness
+from autoresearch.wire.channel import Channel
+
 TEMPLATES = ROOT / "src" / "autoresearch" / "templates"
 PEAK = 989.5e12  # FLOP/s by the data sheet
 
@@ -34,14 +39,19 @@ class SubmittedError(Exception):
     """Ends main(), as the real submit does."""
 
 
-class Run:
-    """The harness's interface with our own clock; profiles a few steps in the middle if asked."""
+class Run(harness.Run):
+    """The harness's run with our own clock and nobody at the other end; profiles a few steps in the
+    middle if asked.
+    """
 
     def __init__(
         self, shards: list[torch.Tensor], vocab_size: int, given: argparse.Namespace, seed: int
-    ):
-        self.device, self.vocab_size, self.context, self.bos = CUDA, vocab_size, 2048, 0
-        self.budget_s, self.seed, self.threads = float(given.seconds), seed, 0
+    ) -> None:
+        settings = {"device": CUDA, "vocab_size": vocab_size, "context": 2048, "bos": 0}
+        settings |= {"budget_s": float(given.seconds), "seed": seed, "threads": 0}
+        here, there = socket.socketpair()
+        there.close()
+        super().__init__(Channel(here), settings, weights_fd=os.memfd_create("weights"))
         self.shards, self.max_steps = shards, given.steps
         self.profile_at = given.profile_at
         self.created = time.perf_counter()
@@ -52,14 +62,9 @@ class Run:
         self.split: dict[str, float] = {}
         self.loss = math.nan
 
-    def synthetic_rows(self, num_rows: int) -> torch.Tensor:
-        return torch.randint(0, self.vocab_size, (num_rows, self.context + 1)).to(torch.int16)
-
     @contextlib.contextmanager
     def warmup(self, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> Iterator[None]:
-        from autoresearch.inside import harness
-
-        with harness.Run.warmup(self, model, optimizer):  # type: ignore[arg-type]
+        with super().warmup(model, optimizer):
             yield
         self.warm_s = time.perf_counter() - self.created
 

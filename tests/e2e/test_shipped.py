@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.resources
 
-from lab import Lab
+from lab import TORCH_BIGRAM, Lab
 
 from autoresearch.values.constants import substitute
 from autoresearch.values.records import Outcome
@@ -20,3 +20,16 @@ def test_the_demo_trains_and_is_scored(torch_lab: Lab) -> None:
     assert measurement.outcome is Outcome.SCORED, (measurement, torch_lab.stdout(measurement))
     assert measurement.audit["finding"] == ""
     assert measurement.reported["num_steps"] > 0
+
+
+def test_who_scores_builds_the_model_without_gradients(torch_lab: Lab) -> None:
+    """So that fast operators are tried out, and compiled, one way only; training has both."""
+    checked = """
+    def build_model(run):
+        is_candidate = hasattr(run, "_parcel") and run._parcel.fd >= 0
+        assert torch.is_grad_enabled() == is_candidate
+    """
+    source = TORCH_BIGRAM.replace("def build_model(run):\n", checked.replace("\n    ", "\n")[1:])
+    assert source.count("is_candidate") == 2
+    measurement = torch_lab.run(source)
+    assert measurement.outcome is Outcome.SCORED, (measurement, torch_lab.stdout(measurement))

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from autoresearch.inside.ops import attention, mlp, polar, rotary, softcap_ce, table
-from autoresearch.inside.ops.trial_call import compare
+from autoresearch.inside.ops.trial_call import both_ways, compare
 
 TRAIN = Path(__file__).parents[2] / "src" / "autoresearch" / "templates" / "train.py"
 OPS = TRAIN.parents[1] / "inside" / "ops"
@@ -86,6 +86,16 @@ def test_ladder_falls_to_sdpa(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(attention, "attend_cudnn_or_sdpa", attention.attend_sdpa)
     assert attention.choose("auto", device, 8, 16, [16, 3])[0] is attention.attend_sdpa
     assert attention.choose("sdpa", device, 8, 16, [16]) == (None, "sdpa")
+
+
+def test_a_trial_call_goes_both_ways_only_with_gradients() -> None:
+    """A process that scores shall not compile kernels of the way back."""
+    x, grad = torch.randn(2, 5)
+    out, back = both_ways(lambda t: [t.square()], [x], [grad])
+    torch.testing.assert_close(out, x.square())
+    torch.testing.assert_close(back, 2 * x * grad)
+    with torch.no_grad():
+        assert len(both_ways(lambda t: [t.square()], [x], [grad])) == 1
 
 
 @pytest.mark.parametrize(("factor", "is_right"), [(1.0, True), (1.019, True), (1.021, False)])

@@ -47,7 +47,8 @@ def _present(channel: Channel, message: Message) -> None:
         weights_fd, tokens_fd, logits_fd = message.fds
         run = Run(channel, settings)
         torch.manual_seed(run.seed)
-        model = load_train(settings["train_path"]).build_model(run)
+        with torch.no_grad():  # operators then try out, and compile, the way forward alone
+            model = load_train(settings["train_path"]).build_model(run)
     except Exception:  # noqa: BLE001  whatever train.py raises, only a code leaves
         channel.send("failed", code="build")
         return

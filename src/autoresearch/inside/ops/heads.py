@@ -8,13 +8,14 @@ a plain layer (reading and writing, both ways), and one in a layer with an embed
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from autoresearch.inside.ops import attention, rotary
-from autoresearch.inside.ops.trial_call import compare
+from autoresearch.inside.ops.trial_call import both_ways, compare
 
 ENABLED = True  # False: two operators
 
@@ -167,15 +168,16 @@ def try_out(device: torch.device, head_dim: int, window: int) -> None:
     B, T, H, D = 1, 256, 2, head_dim
     angles = torch.randn((T, 1, D // 2), device=device, generator=generator)
     cos, sin = angles.cos().bfloat16(), angles.sin().bfloat16()
+
+    def attended(function: Any, qkv: Tensor, *mix: Tensor) -> list[Tensor]:
+        opening, value = mix or (None, None)
+        turns = (cos.to(qkv.dtype), sin.to(qkv.dtype))
+        return [function(qkv, *turns, H, opening, value, window, 1.0)]
+
     shapes = ((B, T, 3 * H * D), (B, T, H), (B, T, H * D))
     for num in (1, 3):
         inputs = [torch.randn(shape, **options) for shape in shapes[:num]]
-        grad, results = torch.randn((B, T, H, D), **options), []
-        for function in (attend_heads, attend_heads_twin):
-            is_twin = function is attend_heads_twin
-            own = [(t.float() if is_twin else t).clone().requires_grad_() for t in inputs]
-            opening, mixed = own[1:] or (None, None)
-            turns = (cos.to(own[0].dtype), sin.to(own[0].dtype))
-            out = function(own[0], *turns, H, opening, mixed, window, 1.0)
-            results.append([out, *torch.autograd.grad(out, own, grad.to(out.dtype))])
-        compare(zip(*results, strict=True))
+        grads, exact = [torch.randn((B, T, H, D), **options)], [t.float() for t in inputs]
+        results = both_ways(partial(attended, attend_heads), inputs, grads)
+        wanted = both_ways(partial(attended, attend_heads_twin), exact, grads)
+        compare(zip(results, wanted, strict=True))

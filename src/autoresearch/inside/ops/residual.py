@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from autoresearch.inside.ops.trial_call import compare
+from autoresearch.inside.ops.trial_call import both_ways, compare
 
 ENABLED = True  # False: plain torch, compiled
 SHARE = True  # False: autograd adds the gradients one by one
@@ -264,12 +264,8 @@ def try_out(device: torch.device) -> None:
     inputs += [torch.tensor(value, device=device) for value in (0.9, 0.2)]
     grads = list(torch.randn((2, 50, 128), **options).unbind())
     grads[0] += inputs[0] + inputs[2]  # or the scalars' gradients would be small sums of noise
-    results = []
-    for function in (add_norm, add_norm_twin):
-        is_twin = function is add_norm_twin
-        own = [(t.float() if is_twin else t).clone().requires_grad_() for t in inputs]
-        outs = function(*own)[:2]
-        results.append([*outs, *torch.autograd.grad(outs, own, [g.to(outs[0]) for g in grads])])
-    results[0].append(add_up(inputs[:3]))
-    results[1].append(sum(t.float() for t in inputs[:3]))
-    compare(zip(*results, strict=True))
+    results = both_ways(lambda *own: add_norm(*own)[:2], inputs, grads)
+    exact = [t.float() for t in inputs]
+    wanted = both_ways(lambda *own: add_norm_twin(*own)[:2], exact, grads)
+    pairs = [*zip(results, wanted, strict=True), (add_up(inputs[:3]), sum(exact[:3]))]
+    compare(pairs)
