@@ -3,7 +3,7 @@
 import numpy as np
 from kit import Bigram, pair_counts, train
 
-CAUGHT = "cheat: uses other rows"
+CAUGHT = "cheat: uses other rows or crash: not repeatable"
 
 
 class Model(Bigram):
