@@ -107,7 +107,7 @@ def present(preset: str, rows_at_once: int) -> None:
     tables = tomllib.loads((gpu_train.TEMPLATES / "presets.toml").read_text())
     module = gpu_train.load_train(tables[preset]["constants"])
     run = gpu_train.Run([], 8192, argparse.Namespace(seconds=5, steps=2, profile_at=99), 0)
-    with stage("build_model"):
+    with stage("build_model"), torch.no_grad():
         model = module.build_model(run).eval()
     logits = torch.empty(rows_at_once, 2048, 8192, device="cuda")
     tokens = torch.randint(0, 8192, (rows_at_once, 2048), device="cuda")
@@ -117,6 +117,21 @@ def present(preset: str, rows_at_once: int) -> None:
             with stage(f"{name} of {rows_at_once} rows"):
                 for _ in range(passes):
                     logits.copy_(model(tokens))
+                    torch.cuda.synchronize()
+        began, ends = time.perf_counter(), [torch.cuda.Event(enable_timing=True) for _ in range(2)]
+        ends[0].record()
+        logits.copy_(model(tokens))
+        ends[1].record()
+        queued_ms = 1e3 * (time.perf_counter() - began)
+        torch.cuda.synchronize()
+        card_ms = ends[0].elapsed_time(ends[1])
+        print(f"    one: queued in {queued_ms:.1f} ms, {card_ms:.1f} ms on the card", flush=True)
+        graph = torch.cuda.CUDAGraph()
+        with stage("capture of a graph"), torch.cuda.graph(graph):
+            logits.copy_(model(tokens))
+        with stage(f"{count} replays"):
+            for _ in range(count):
+                graph.replay()
                 torch.cuda.synchronize()
         with stage(f"{count} times NaN fill, clone, cross-entropy"):
             for _ in range(count):
