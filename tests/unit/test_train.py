@@ -673,6 +673,27 @@ def test_tables_have_betas_of_their_own(train: ModuleType) -> None:
     assert slow == {"embedding", "values", "ngrams.0"}
 
 
+def test_rare_ngrams_learn_slowly(train: ModuleType) -> None:
+    """A row's first step is a share 1 / (1 + NGRAM_PRIOR) of Adam's; what is not seen stays."""
+    train.NGRAM_PRIOR, train.BIGRAM_ROWS, train.TABLES_BF16 = 3.0, 509, False
+    model = train.build_model(FakeRun())
+    optimizer = train.make_optimizer(model)
+    (table,) = model.ngrams
+    (group,) = (g for g in optimizer.param_groups if g["params"][0] is table)
+    for p in model.parameters():
+        p.grad = torch.zeros_like(p)
+    table.grad[:2] = 1.0  # Adam's update of a constant gradient is 1
+    optimizer.step()
+    table.grad[1] = 0.0
+    before = table.detach().clone()
+    optimizer.step()
+    torch.testing.assert_close(before[:2], torch.full_like(before[:2], -group["lr"] / 4))
+    moved = before[0] - table[0]
+    torch.testing.assert_close(moved, torch.full_like(moved, group["lr"] * 2 / 5))
+    assert not table[2:].any()
+    assert optimizer.state[table]["seen"][:3].flatten().tolist() == [2.0, 1.0, 0.0]
+
+
 def test_momentum_moves_on_in_the_cool_down(train: ModuleType) -> None:
     """Up by steps, flat, then linearly to MOMENTUM_FINAL as rates fall."""
     optimizer = train.make_optimizer(train.build_model(FakeRun()))

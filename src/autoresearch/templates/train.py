@@ -43,7 +43,6 @@ INIT_SCALE = 1.0  # factor on the first spread of block matrices and value table
 FC_INIT = 1.0  # factor on that of the MLP's first matrix on top [0.2, 1.5] log
 BIGRAM_ROWS = 0  # rows of the table of token pairs, 0: none; worth trying 2**17 to 2**19
 TRIGRAM_ROWS = 0  # rows of the table of token triples, 0: none; worth trying 2**18 to 2**20
-NGRAM_DROPOUT = 0.0  # share of tokens whose pairs and triples are left out; worth trying 0.1 to 0.5
 TABLES_BF16 = True  # embedding tables and their moments in bfloat16, else float32 {True, False}
 
 # Optimizer (embedding and head rates are for width 768 and scale with width^-0.5)
@@ -66,7 +65,8 @@ POLAR_STEPS = 5  # Polar Express iterations {3, 4, 5}
 MATRIX_DECAY = 0.2  # cautious weight decay of matrices at the start, falls to 0 [0.0, 0.5]
 EMBEDDING_DECAY = 0.0  # weight decay of the token embedding, times its step size [0.0, 0.01]
 VALUE_DECAY = 0.0  # weight decay of the value embeddings, times their step size [0.0, 0.01]
-NGRAM_DECAY = 0.0  # weight decay of those tables, times their step size; up to 0.01
+NGRAM_PRIOR = 20.0  # sightings after which a row of those tables has half its step size; up to 500
+NGRAM_DECAY = 0.0  # weight decay of those tables, times their step size; read twice: up to 0.03
 HEAD_DECAY = 0.0  # weight decay of the head, times its step size [0.0, 0.05]
 
 # Schedule and batch
@@ -365,9 +365,6 @@ class GPT(nn.Module):
         for n, table in zip(self.spans, self.ngrams, strict=True):
             rows = ngram_rows(tokens, n, len(table))
             found = ops.lookup(rows, table, table.new_empty(0, 1, 1))[0].to(dtype)
-            if NGRAM_DROPOUT and targets is not None:
-                kept = torch.rand_like(found[..., :1]) >= NGRAM_DROPOUT
-                found = found * kept / (1.0 - NGRAM_DROPOUT)
             x0 = x0 + found
         x, *copies = ops.share(x0, 1 + L)
         y = None
@@ -406,9 +403,16 @@ def build_model(run):
 # Optimizer
 
 
-def adamw_rule(p, grad, mean, square, rate, decay, beta1, beta2, correction1, correction2):
-    """AdamW on one parameter. Scalars are 0-d tensors: one compiled kernel serves every step."""
+def adamw_rule(p, grad, mean, square, seen, rate, decay, beta1, beta2, correction1, correction2):
+    """AdamW on one parameter. Scalars are 0-d tensors: one compiled kernel serves every step.
+
+    Adam gives a row that is seen once the step of one that is seen always, and so learns rare
+    n-grams by heart; `seen` (rows, 1), if not None, counts how often each had a gradient.
+    """
     g = grad.float()
+    if seen is not None:
+        seen.add_(g.abs().amax(dim=-1, keepdim=True) > 0)
+        rate = rate * seen / (seen + NGRAM_PRIOR)
     m = mean + (g - mean) * (1 - beta1)
     s = square + (g * g - square) * (1 - beta2)
     mean.copy_(m)
@@ -437,7 +441,7 @@ class MuonAdamW(torch.optim.Optimizer):
     """One optimizer, an update rule per parameter group. All state is there from the start."""
 
     def __init__(self, groups, dtype):
-        super().__init__(groups, defaults={"decay": 0.0, "step": 0})
+        super().__init__(groups, defaults={"decay": 0.0, "step": 0, "is_counted": False})
         self.adamw_rule, self.muon_rule = adamw_rule, muon_rule
         self.dtype = dtype  # of the polar step
         for group in self.param_groups:
@@ -445,6 +449,8 @@ class MuonAdamW(torch.optim.Optimizer):
             for p in group["params"]:
                 if group["rule"] == "adamw":
                     self.state[p] = {"mean": torch.zeros_like(p), "square": torch.zeros_like(p)}
+                    if group["is_counted"]:
+                        self.state[p]["seen"] = torch.zeros(len(p), 1, device=p.device)
                     continue
                 N, rows, columns = p.flatten(0, -3).shape
                 vector = (N, rows, 1) if rows >= columns else (N, 1, columns)
@@ -464,7 +470,8 @@ class MuonAdamW(torch.optim.Optimizer):
             for p in group["params"]:
                 state = self.state[p]
                 if group["rule"] == "adamw":
-                    self.adamw_rule(p, p.grad, state["mean"], state["square"], *scalars)
+                    moments = (state["mean"], state["square"], state.get("seen"))
+                    self.adamw_rule(p, p.grad, *moments, *scalars)
                     continue
                 flat = [t.flatten(0, -3) for t in (p, p.grad, state["momentum"])]
                 self.muon_rule(*flat, state["square"], *scalars, self.dtype)
@@ -489,7 +496,8 @@ def make_optimizer(model):
         adamw(model.lambda_x0, SCALAR_LR, betas=(0.96, 0.95)),
     ]
     for table in model.ngrams:
-        groups.append(adamw(table, NGRAM_LR * s, NGRAM_DECAY, table_betas))
+        group = adamw(table, NGRAM_LR * s, NGRAM_DECAY, table_betas)
+        groups.append({**group, "is_counted": True})
     for p in (model.q, model.kv, model.out, model.fc, model.proj, model.gate):
         lr = MATRIX_LR * max(1.0, p.size(-2) / p.size(-1)) ** 0.5
         group = {"params": [p], "rule": "muon", "lr": lr, "decay": MATRIX_DECAY}
