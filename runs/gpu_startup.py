@@ -1,23 +1,28 @@
 """Where the seconds before the first step, and before the first score, go: cold and warm.
 
 Usage: python runs/gpu_startup.py [--preset reference] [--rows-at-once 64] [--skip-cold]
+           [--role train --profile]
 
 Hardware: one CUDA device. Duration: about two minutes, most of it the cold compilation. Each line
-is a stage of a fresh process; `warm` processes find the compile caches of the first.
+is a stage of a fresh process; `warm` processes find the compile caches of the first. --role stays
+in this process and with its caches; --profile adds the functions that took longest, callees
+included.
 """
 
 from __future__ import annotations
 
 import argparse
+import cProfile
 import importlib
 import os
+import pstats
 import subprocess
 import sys
 import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +36,20 @@ def stage(name: str) -> Iterator[None]:
     began = time.perf_counter()
     yield
     print(f"    {time.perf_counter() - began:7.2f}  {name}", flush=True)
+
+
+@contextmanager
+def profiled() -> Iterator[None]:
+    """Print what took half a second and longer."""
+    profile = cProfile.Profile()
+    profile.enable()
+    yield
+    profile.disable()
+    found = pstats.Stats(profile).stats.items()  # type: ignore[attr-defined]
+    for (path, line, name), (_, calls, own_s, all_s, _) in sorted(found, key=lambda i: -i[1][3]):
+        if all_s > 0.5:
+            place = "/".join(path.split("/")[-3:])
+            print(f"    {all_s:7.2f} {own_s:7.2f} own {calls:7d} x {place}:{line} {name}")
 
 
 def timed(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
@@ -149,12 +168,14 @@ def main() -> None:
     parser.add_argument("--rows-at-once", type=int, default=64)
     parser.add_argument("--skip-cold", action="store_true")
     parser.add_argument("--role", choices=("train", "present"))
+    parser.add_argument("--profile", action="store_true")
     given = parser.parse_args()
     warnings.filterwarnings("ignore")
-    if given.role == "train":
-        return train(given.preset)
-    if given.role == "present":
-        return present(given.preset, given.rows_at_once)
+    if given.role:
+        with profiled() if given.profile else nullcontext():
+            if given.role == "train":
+                return train(given.preset)
+            return present(given.preset, given.rows_at_once)
     with tempfile.TemporaryDirectory() as cache:
         environment = {
             **os.environ,

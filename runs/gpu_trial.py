@@ -62,7 +62,13 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--home", required=True, type=Path, help="where prepared data and runs go")
     parser.add_argument("--preset", action="append", help="presets to run (default h100)")
-    parser.add_argument("--budget", type=float, default=60.0, help="seconds a run may train")
+    parser.add_argument(
+        "--budget",
+        type=float,
+        nargs="+",
+        default=[60.0],
+        help="seconds a run may train; with several, the first run has the first, and so on",
+    )
     parser.add_argument("--seeds", type=int, default=1, help="runs a preset")
     parser.add_argument("--seed", type=int, default=1, help="the first seed")
     parser.add_argument("--same-seed", action="store_true", help="use one seed for all runs")
@@ -134,7 +140,7 @@ def open_host(args: argparse.Namespace) -> Host:
     """The corpus prepared and everything else that runs need, said as it is done."""
     began = time.monotonic()
     data = {"corpus": "files", "path": args.corpus, "vocab_size": 8192, "context": 2048}
-    trial = {"budget_s": args.budget, "score_rows_per_chunk": args.rows_at_once}
+    trial = {"budget_s": args.budget[0], "score_rows_per_chunk": args.rows_at_once}
     config = override(Config(), data=data, trial=trial)
     dataset = prepare(config.data, args.home)
     print(
@@ -218,7 +224,9 @@ def main() -> None:
     runs: list[Measurement] = []
     print(ROW.format(*HEAD), flush=True)
     with Referee(host) as referee:
-        for spec in specs:
+        for i, spec in enumerate(specs):
+            budget_s = args.budget[min(i, len(args.budget) - 1)]
+            host.config = override(host.config, trial={"budget_s": budget_s})
             run = referee.run(spec)
             host.cache.keep(spec.run_id, spec.cache_parent)
             runs.append(run)

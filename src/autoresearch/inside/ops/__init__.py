@@ -98,10 +98,14 @@ def _is_fine(operators: Operators, part: str, trial: Callable[[], None]) -> bool
 
 
 def preload() -> None:
-    """Import what `install` will want, for a process that has time now; touches no device."""
+    """Import what `install` and train.py will want, for a process that has time now.
+
+    Touches no device. Dynamo is wanted by the first call of an operator, compiled or not.
+    """
     if not Path("/dev/nvidiactl").exists():
         return
-    for name in ("autoresearch.inside.ops.kernels", "flash_attn.cute.interface"):
+    names = ["torch._dynamo", "torch._inductor.compile_fx", "cuda.bindings.driver"]
+    for name in (*names, "autoresearch.inside.ops.kernels", "flash_attn.cute.interface"):
         with suppress(Exception):  # whatever is missing or broken: `install` finds out
             importlib.import_module(name)
     with suppress(Exception):

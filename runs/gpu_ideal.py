@@ -1,0 +1,119 @@
+"""What a training step must cost on one GPU if every kernel were as good as it can be.
+
+Usage: python runs/gpu_bench.py --sections ideal (this file is not called by itself)
+
+Matrix products count at the rate measured here for their shape, attention at its exact FLOPs over
+798 TFLOP/s, the rest at the bytes that it must read and write, each once, over 3.0 TB/s.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from typing import Any
+
+import torch
+from gpu_meter import BANDWIDTH, CUDA, RESULTS, attempt, median_ms, say
+from gpu_train import TEMPLATES, load_train
+
+PRODUCTS = 798e12  # FLOP/s of a large product, measured
+BF16, F32 = 2, 4  # bytes
+
+
+def section_ideal() -> None:
+    """Both presets that figures are reported of."""
+    for preset in ("reference", "h100"):
+        attempt(f"ideal {preset}", lambda preset=preset: ideal_of(preset))
+
+
+def ideal_of(preset: str) -> None:
+    """A table of one preset's step, ms."""
+    constants = tomllib.loads((TEMPLATES / "presets.toml").read_text())[preset]["constants"]
+    train = load_train(constants)
+    with torch.device("meta"):
+        model = train.GPT(8192, 2048)
+    tokens = train.TOTAL_BATCH * model.context
+    parts = {
+        "matrix products": products_ms(model, tokens, train.MICRO_BATCH * model.context),
+        "attention": attention_ms(model, tokens),
+        "residual and norm": bytes_ms(residual_bytes(model) * tokens),
+        "rotary, QK-norm, value mix": bytes_ms(heads_bytes(model) * tokens),
+        "softcap and cross-entropy": bytes_ms(2 * BF16 * model.head.size(0) * tokens),
+        "tables and their gradients": bytes_ms(tables_bytes(model) * tokens),
+        "optimizer": optimizer_ms(model),
+    }
+    RESULTS.setdefault("ideal", {})[preset] = parts
+    say(f"ideal step of {preset}, {tokens} tokens, ms:")
+    for name, ms in {**parts, "all": sum(parts.values())}.items():
+        say(f"  {name:28s} {ms:8.2f}")
+
+
+def bytes_ms(moved: float) -> float:
+    """Milliseconds that moving so many bytes takes."""
+    return moved / BANDWIDTH * 1e3
+
+
+def products_ms(model: Any, tokens: int, at_once: int) -> float:
+    """All products of activations and weights: forward, gradient of the input, of the weight."""
+    L, C = len(model.windows), model.width
+    kv = model.kv.size(1) * model.kv.size(2)
+    shapes = {"q, k, v": (C + kv, C, L), "out": (C, C, L), "fc": (*model.fc.shape[1:], L)}
+    shapes |= {"proj": (*model.proj.shape[1:], L), "head": (*model.head.shape, 1)}
+    whole = 0.0
+    for name, (rows, columns, count) in shapes.items():
+        x = torch.randn(at_once, columns, device=CUDA, dtype=torch.bfloat16)
+        w = torch.randn(rows, columns, device=CUDA, dtype=torch.bfloat16)
+        dy = torch.randn(at_once, rows, device=CUDA, dtype=torch.bfloat16)
+        times = [median_ms(lambda x=x, w=w: x @ w.mT), median_ms(lambda y=dy, w=w: y @ w)]
+        times.append(median_ms(lambda y=dy, x=x: y.mT @ x))
+        rates = (f"{2e-9 * at_once * rows * columns / ms:.0f}" for ms in times)
+        say(f"    {name:8s} {columns:5d} -> {rows:5d}: {' '.join(rates)} TFLOP/s")
+        whole += sum(times) * count * tokens / at_once
+    return whole
+
+
+def attention_ms(model: Any, tokens: int) -> float:
+    """Two products forward and five backward over the keys that masks leave."""
+    T = model.context
+    keys = sum(sum(min(t, window) + 1 for t in range(T)) / T for window in model.windows)
+    return 3.5 * 4 * tokens * model.width * keys / PRODUCTS * 1e3
+
+
+def residual_bytes(model: Any) -> int:
+    """A token's bytes: two adds with norm a layer and the last one, both ways.
+
+    Forward, channels: x, y, x0 in, x, h out; x, y in, x, h out. Backward: gradients of x and h and
+    the saved x in, one gradient out; before attention also the sum of x0's in and out.
+    """
+    layer = (5 + 4) + (4 + 6)
+    return BF16 * model.width * (layer * len(model.windows) + 4 + 4)
+
+
+def heads_bytes(model: Any) -> int:
+    """A token's bytes: q and k in and out; backward their gradients and q, k in, gradients out.
+
+    A layer with a value embedding also reads v and the embedding and writes v; backward it reads
+    the gradient and the embedding and writes the embedding's gradient.
+    """
+    kv = model.kv.size(2)
+    rotary = (model.width + kv) * (2 + 3) * len(model.windows)
+    values = kv * (3 + 3) * len(model.value_layers)
+    return BF16 * (rotary + values)
+
+
+def tables_bytes(model: Any) -> int:
+    """A token's bytes: rows in and out, gradients in; of the embedding and of the value tables."""
+    channels = model.width + model.kv.size(2) * len(model.value_layers)
+    return BF16 * channels * 3
+
+
+def optimizer_ms(model: Any) -> float:
+    """Parameters, gradients and moments in, parameters and moments out; Polar Express."""
+    moved, flops = 0, 0.0
+    for name, p in model.named_parameters():
+        if name in ("q", "kv", "out", "fc", "proj"):
+            moved += p.numel() * F32 * 5
+            small, large = sorted(p.shape[-2:])
+            flops += p[..., 0, 0].numel() * 5 * (4 * large * small**2 + 2 * small**3)
+        else:
+            moved += p.numel() * p.element_size() * 7
+    return bytes_ms(moved) + flops / PRODUCTS * 1e3
