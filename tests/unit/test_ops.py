@@ -8,7 +8,9 @@ from __future__ import annotations
 import ast
 import importlib.util
 import math
+import os
 import sys
+import time
 from pathlib import Path
 from types import ModuleType
 
@@ -16,7 +18,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from autoresearch.inside.ops import attention, mlp, polar, rotary, softcap_ce, table
+from autoresearch.inside.ops import ahead, attention, mlp, polar, rotary, softcap_ce, table
 from autoresearch.inside.ops.trial_call import both_ways, compare
 
 TRAIN = Path(__file__).parents[2] / "src" / "autoresearch" / "templates" / "train.py"
@@ -96,6 +98,73 @@ def test_a_trial_call_goes_both_ways_only_with_gradients() -> None:
     torch.testing.assert_close(back, 2 * x * grad)
     with torch.no_grad():
         assert len(both_ways(lambda t: [t.square()], [x], [grad])) == 1
+
+
+class TestAhead:
+    """Kernels compiled side by side, by children of a process that touched no device."""
+
+    @pytest.fixture
+    def folder(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+        """An empty cache, on a machine that has the library."""
+        monkeypatch.setenv(ahead.FOLDER, str(tmp_path / "cache"))
+        monkeypatch.setitem(sys.modules, ahead.LIBRARY, sys)
+        monkeypatch.setattr(ahead, "_helper", None)
+        return tmp_path
+
+    def test_all_calls_are_made_at_once_each_in_a_process_of_its_own(
+        self, monkeypatch: pytest.MonkeyPatch, folder: Path
+    ) -> None:
+        """The first waits for what the last writes; one that fails does no harm."""
+
+        def first() -> None:
+            while not (folder / "last").exists():
+                time.sleep(0.01)
+            (folder / "first").write_text(str(os.getpid()))
+
+        def fail() -> None:
+            raise RuntimeError("no such kernel")
+
+        def last() -> None:
+            (folder / "last").write_text(str(os.getpid()))
+
+        monkeypatch.setattr(ahead, "list_calls", lambda: [first, fail, last])
+        ahead.stand_by()
+        ahead.compile_all()
+        pids = {int((folder / name).read_text()) for name in ("first", "last")}
+        assert len(pids) == 2
+        assert os.getpid() not in pids
+
+    def test_nothing_is_compiled_where_a_cache_has_kernels(
+        self, monkeypatch: pytest.MonkeyPatch, folder: Path
+    ) -> None:
+        """A warm start shall not wait for anything."""
+        (folder / "cache").mkdir()
+        (folder / "cache" / "kernel.o").touch()
+        monkeypatch.setattr(ahead, "list_calls", lambda: [(folder / "called").touch])
+        ahead.stand_by()
+        ahead.compile_all()
+        assert not (folder / "called").exists()
+
+    def test_a_helper_that_hangs_or_dies_costs_its_patience_at_most(
+        self, monkeypatch: pytest.MonkeyPatch, folder: Path
+    ) -> None:
+        """The calls that count compile for themselves then."""
+        monkeypatch.setattr(ahead, "PATIENCE_S", 0.2)
+        monkeypatch.setattr(ahead, "list_calls", lambda: [lambda: time.sleep(2)])
+        ahead.stand_by()
+        ahead.compile_all()
+        monkeypatch.setattr(ahead, "list_calls", lambda: os._exit(1))
+        ahead.stand_by()
+        ahead.compile_all()
+        ahead.compile_all()  # nobody waits now
+
+    def test_what_is_only_scored_compiles_the_way_forward_alone(self) -> None:
+        """Each window once, the way back of each for training."""
+        shape = {"device": torch.device("cpu"), "head_dim": 16, "context": 64}
+        windows = [16, 16, 64]
+        assert len(ahead.list_calls(**shape, windows=windows, is_scored=True)) == 3
+        assert len(ahead.list_calls(**shape, windows=windows, is_scored=False)) == 6
+        assert len(ahead.list_calls(**shape, windows=[64], is_scored=True)) == 2
 
 
 @pytest.mark.parametrize(("factor", "is_right"), [(1.0, True), (1.019, True), (1.021, False)])

@@ -166,6 +166,11 @@ class Host:
             "FLASH_ATTENTION_CUTE_DSL_CACHE_DIR": f"{cache}/flash",
             "USER": "candidate",
         }
+        gpu = hardware.gpu_of(self.device)
+        if (
+            gpu is not None and gpu.capability
+        ):  # quack would ask the card, and so start CUDA, when it is imported
+            env["QUACK_ARCH"] = f"{10 * gpu.capability:.0f}"
         if self.inside_path is not None:
             env["INSIDE_PATH"] = self.sandbox.inside(walls, self.inside_path)
         cap_bytes = self.config.artifacts.stdout_cap_kb << 10 if role == "candidate" else 0

@@ -17,6 +17,7 @@ from typing import Any, Protocol
 
 import torch
 
+from autoresearch.inside.ops import ahead
 from autoresearch.inside.ops import attention as _attention
 from autoresearch.inside.ops import mlp as _mlp
 
@@ -58,6 +59,13 @@ def install(
         context: tokens of a training row.
         windows: how far back each layer sees, tokens.
     """
+    ahead.compile_all(
+        device=device,
+        head_dim=head_dim,
+        context=context,
+        windows=windows,
+        is_scored=not torch.is_grad_enabled(),
+    )
     attend, name = _attention.choose(attention, device, head_dim, context, windows)
     operators.names["attend"] = name
     if attend is not None:
@@ -110,6 +118,7 @@ def preload() -> None:
             importlib.import_module(name)
     with suppress(Exception):
         _mlp.load_quack()
+    ahead.stand_by()
 
 
 def _has_triton() -> bool:

@@ -75,12 +75,17 @@ def _try(
     attend: Attend, device: torch.device, head_dim: int, context: int, windows: Sequence[int]
 ) -> None:
     """A forward pass for every window; raises if the result is not the twin's."""
-    generator = torch.Generator(device).manual_seed(0)
-    shape = (3, 1, context, 2, head_dim)
-    q, k, v = torch.randn(shape, generator=generator, device=device, dtype=torch.bfloat16)
+    q, k, v = _sample(device, head_dim, context)
     for window in sorted(set(windows)):
         wanted = attend_twin(q.float(), k.float(), v.float(), window)
         compare([(attend(q, k, v, window), wanted)], f"window {window}: ")
+
+
+def _sample(device: torch.device, head_dim: int, context: int) -> Tensor:
+    """One row of queries, keys and values, (3, 1, T, 2, D)."""
+    generator = torch.Generator(device).manual_seed(0)
+    shape = (3, 1, context, 2, head_dim)
+    return torch.randn(shape, generator=generator, device=device, dtype=torch.bfloat16)
 
 
 # FlashAttention 4. Its autograd.Function cannot be traced: its two halves become operators of ours.
@@ -146,6 +151,19 @@ def run_fa4_backward(
         q, k, v, out, grad, lse, None, True, 0.0, window_size_left=left, **places
     )
     return dq, dk, dv
+
+
+def try_forward(device: torch.device, head_dim: int, context: int, window: int) -> None:
+    """FlashAttention 4 once, for what it compiles."""
+    q, k, v = _sample(device, head_dim, context)
+    attend_fa4(q, k, v, window)
+
+
+def try_backward(device: torch.device, head_dim: int, context: int, window: int) -> None:
+    """Its way back, from a forward pass that nobody made."""
+    q, k, v = _sample(device, head_dim, context)
+    lse = torch.zeros((1, 2, context), device=device)
+    run_fa4_backward(q, q, k, v, q, lse, window if window < context - 1 else -1)
 
 
 @fa4_backward.register_fake

@@ -49,15 +49,27 @@ def choose(device: torch.device) -> tuple[str, str]:
 
 def _try(backend: str, device: torch.device) -> None:
     """A small input both ways (trial_call.py); raises if the results are not plain torch's."""
+    compare([(try_up(backend, device), try_up("torch", device))])
+    if torch.is_grad_enabled():
+        compare([(try_down(backend, device), try_down("torch", device))])
+
+
+def try_up(backend: str, device: torch.device) -> Tensor:
+    """The first product of a small input."""
+    x, fc = _sample(device, (256, 128), (512, 128))
+    return _up(x, fc, backend)
+
+
+def try_down(backend: str, device: torch.device) -> Tensor:
+    """What comes back through the second."""
+    grad, proj, squares = _sample(device, (256, 128), (128, 512), (256, 512))
+    return _down_gradient(grad, proj, squares.square(), backend)
+
+
+def _sample(device: torch.device, *shapes: tuple[int, int]) -> list[Tensor]:
     generator = torch.Generator(device).manual_seed(0)
     options: dict[str, Any] = {"device": device, "dtype": torch.bfloat16, "generator": generator}
-    x, grad = torch.randn((2, 256, 128), **options)
-    fc, proj = (torch.randn(shape, **options) / 10 for shape in ((512, 128), (128, 512)))
-    wanted = _up(x, fc, "torch")
-    pairs = [(_up(x, fc, backend), wanted)]
-    if torch.is_grad_enabled():
-        pairs.append((_down_gradient(grad, proj, wanted, backend), _down(grad, proj, wanted)))
-    compare(pairs)
+    return [torch.randn(shape, **options) / 10 for shape in shapes]
 
 
 def relu2_mlp(x: Tensor, fc: Tensor, proj: Tensor, backend: str) -> Tensor:

@@ -1,0 +1,102 @@
+"""Kernels that take seconds each to compile, compiled side by side before the first is needed.
+
+FlashAttention and quack compile a kernel where it is first called, one after the other. Here a
+helper is forked off a process that has imported all of that and touched no device (CUDA does not
+survive a fork); when the model is built, the helper forks one child for each call that compiles
+something. What the children compile is on disk then, where the calls that count find it. Nothing
+else comes of them: what fails in a child is found out, and told, by the call that counts.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from functools import partial
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from autoresearch.inside.ops import attention, mlp
+from autoresearch.system.procs import die_with_parent
+
+PATIENCE_S = 60.0  # then everything is compiled in turn, as without a helper
+LIBRARY = "flash_attn.cute.interface"
+FOLDER = "FLASH_ATTENTION_CUTE_DSL_CACHE_DIR"  # where the first kernels of all appear
+
+_helper: Connection | None = None
+
+
+def stand_by() -> None:
+    """Fork the helper, which waits for `compile_all`.
+
+    Nothing without FlashAttention 4, or if a device is in use already.
+    """
+    global _helper
+    if LIBRARY not in sys.modules or torch.cuda.is_initialized():
+        return
+    ours, theirs = Pipe()
+    if os.fork() == 0:
+        with suppress(BaseException):
+            die_with_parent()
+            ours.close()
+            _compile(**theirs.recv())
+            theirs.send("done")
+        os._exit(0)
+    theirs.close()
+    _helper = ours
+
+
+def compile_all(**shape: Any) -> None:
+    """Compile what a model of this shape will call, where no cache has it yet.
+
+    Args:
+        shape: what `list_calls` takes.
+    """
+    global _helper
+    helper, _helper = _helper, None
+    if helper is None:
+        return
+    with helper, suppress(OSError, EOFError):  # closed without a word, the helper ends
+        if not _has_kernels():
+            helper.send(shape)
+            helper.poll(PATIENCE_S)
+
+
+def list_calls(
+    device: torch.device, head_dim: int, context: int, windows: Sequence[int], is_scored: bool
+) -> list[Callable[[], object]]:
+    """Calls that compile at least one kernel each; the way back is not for what is only scored."""
+    calls: list[Callable[[], object]] = []
+    for window in {min(windows), max(windows)}:
+        calls.append(partial(attention.try_forward, device, head_dim, context, window))
+        if not is_scored:
+            calls.append(partial(attention.try_backward, device, head_dim, context, window))
+    calls.append(partial(mlp.try_up, "quack", device))
+    if not is_scored:
+        calls.append(partial(mlp.try_down, "quack", device))
+    return calls
+
+
+def _has_kernels() -> bool:
+    folder = Path(os.environ.get(FOLDER, ""))
+    return FOLDER not in os.environ or (folder.is_dir() and any(folder.iterdir()))
+
+
+def _compile(**shape: Any) -> None:
+    """A child for each call; returns when all have ended."""
+    children = []
+    for call in list_calls(**shape):
+        pid = os.fork()
+        if pid == 0:
+            with suppress(BaseException):
+                die_with_parent()
+                call()
+            os._exit(0)
+        children.append(pid)
+    for pid in children:
+        os.waitpid(pid, 0)
