@@ -100,6 +100,7 @@ def test_a_trial_call_goes_both_ways_only_with_gradients() -> None:
         assert len(both_ways(lambda t: [t.square()], [x], [grad])) == 1
 
 
+@pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")  # Python 3.12, threads
 class TestAhead:
     """Kernels compiled side by side, by children of a process that touched no device."""
 
