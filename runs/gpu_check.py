@@ -81,9 +81,10 @@ def check_split_heads() -> None:
         shapes = ((B, T, (H + 2 * G) * D), (B, T, G), (B, T, G * D))
         inputs = [normal(*shape) for shape in shapes[: 3 if has_value else 1]]
         exact, empty = doubled(*inputs), [] if has_value else [None, None]
-        arguments = (inputs[0], *turns, H, *inputs[1:], *empty, 1.2)
+        arguments = (inputs[0], *turns, H, *inputs[1:], *empty, True, 1.2)
         doubles = (t.double() for t in turns)
-        wanted = rotary.split_heads_twin(exact[0], *doubles, H, *exact[1:], *empty, 1.2)
+        rest = (*exact[1:], *empty, True, 1.2)
+        wanted = rotary.split_heads_twin(exact[0], *doubles, H, *rest)
         grads = [normal(*out.shape) for out in wanted]
         goals = torch.autograd.grad(wanted, exact, [g.double() for g in grads])
         for label, function in (("", rotary.split_heads), (" compiled", compiled)):

@@ -127,9 +127,9 @@ def heads() -> None:
 
     meter.say("switch: heads.ENABLED=False is what was")
 
-    def two(qkv: Any, cos: Any, sin: Any, H: int, opening: Any, value: Any, window: int) -> Any:
-        parts = rotary.split_heads(qkv, cos, sin, H, opening, value, 1.0)
-        return attention.attend_fa4(*parts, window)
+    def two(qkv: Any, cos: Any, sin: Any, H: int, opening: Any, value: Any, *rest: Any) -> Any:
+        parts = rotary.split_heads(qkv, cos, sin, H, opening, value, False, 1.0)
+        return attention.attend_fa4(*parts, rest[0])
 
     one = partial(ops.attend_heads, gain=1.0)
     for num in (1, 3):
@@ -140,9 +140,10 @@ def heads() -> None:
         rest = [None] * (3 - num)
         for window in (500, 77):
             agree(f"heads{' value' * (num > 1)} w{window}",
-                  lambda q, *v, w=window, t=turns, r=rest: one(q, *t, H, *v, *r, w),
+                  lambda q, *v, w=window, t=turns, r=rest: one(q, *t, H, *v, *r, w, False),
                   lambda q, *v, w=window, t=turns, r=rest: ops.attend_heads_twin(
-                      q, *(x.to(q.dtype) for x in t), H, *v, *r, w, 1.0), inputs, 2e-2)  # fmt: skip
+                      q, *(x.to(q.dtype) for x in t), H, *v, *r, w, False, 1.0),
+                  inputs, 2e-2)  # fmt: skip
     turns = [torch.randn(T, 1, D // 2, device="cuda", dtype=torch.bfloat16) for _ in range(2)]
     B = N // T
     shapes = ((B, T, 3 * H * D), (B, T, H), (B, T, H * D))
@@ -153,7 +154,7 @@ def heads() -> None:
         for window in (T, T // 2):
             for name, function in (("two operators", two), ("one operator", one)):
                 label = f"heads{' value' * (num > 1)} w{window} {name}"
-                call = lambda f=function, a=arguments, w=window: f(*a, w)  # noqa: E731
+                call = lambda f=function, a=arguments, w=window: f(*a, w, False)  # noqa: E731
                 both = meter.forward_backward(call, inputs, grad)
                 moved = (20 + 3 * (num > 1)) * UNIT
                 meter.attempt(label, lambda n=label, b=both, m=moved: (
@@ -174,10 +175,10 @@ def split_heads() -> None:
         rotary.ROWS, rotary.WARPS, rotary.ROWS_BACK, rotary.WARPS_BACK = rows, warps, rows, warps
         name = f"q and k, {rows} rows {warps} warps"
         call = lambda: rotary.launch_forward(  # noqa: E731
-            qkv, *turns, *rest, H, 1.0, writes_values=False
+            qkv, *turns, *rest, H, False, 1.0, writes_values=False
         )
         back = lambda: rotary.launch_backward(  # noqa: E731
-            dq, dk, None, qkv, *turns, *rest, 1.0, goal
+            dq, dk, None, qkv, *turns, *rest, False, 1.0, goal
         )
         meter.attempt(name, lambda n=name, f=call: (
             meter.row(f"{n} forward", meter.median_ms(f), 0, 4 * UNIT)))  # fmt: skip

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -218,20 +219,22 @@ def time_rotary() -> None:
     plain = torch.compile(load_train({}).split_heads, dynamic=False)
     fast = lambda *given: rotary.split_heads(*given, gain=1.0)  # noqa: E731
     for name, function in (("triton", fast), ("compiled", plain)):
-        for has_value in (True, False):
-            label = f"split heads {name}{' value' if has_value else ''}"
-            attempt(label, lambda n=label, f=function, v=has_value: time_split_heads(n, f, v))
+        for has_value, offset in ((True, False), (False, False), (True, True)):
+            label = f"split heads {name}{' value' * has_value}{' offset' * offset}"
+            attempt(label, partial(time_split_heads, label, function, has_value, offset))
 
 
-def time_split_heads(name: str, function: Callable[..., Any], has_value: bool) -> None:
-    """One way to do it, with a value embedding or without."""
+def time_split_heads(
+    name: str, function: Callable[..., Any], has_value: bool, offset: bool
+) -> None:
+    """One way to do it, with a value embedding or without, with a key offset or without."""
     B, T, H, D = 128, 2048, 4, 128
     qkv, unit = normal(B, T, 3 * H * D), 2 * B * T * H * D
     extra = (normal(B, T, H), normal(B, T, H * D)) if has_value else (None, None)
     inputs = [t for t in (qkv, *extra) if t is not None]
     cos, sin = (torch.randn(T, 1, D // 2, device=CUDA, dtype=torch.bfloat16) for _ in range(2))
     grads = [normal(B, T, H, D) for _ in range(3)]
-    forward = lambda: function(qkv, cos, sin, H, *extra)  # noqa: E731
+    forward = lambda: function(qkv, cos, sin, H, *extra, offset)  # noqa: E731
     with torch.no_grad():
         row(f"{name} forward", median_ms(forward), 0, (6 + has_value) * unit)
     both = lambda: torch.autograd.grad(forward(), inputs, grads)  # noqa: E731

@@ -42,16 +42,22 @@ def heads_case(num_rows, has_value, G, dtype):
     return cos, sin, inputs, exact, rest, others
 
 
-for has_value, G, dtype, bound in ((1, 2, torch.float32, 1e-6), (0, 1, torch.float16, 2e-3)):
+for has_value, offset, G, dtype, bound in (
+    (1, False, 2, torch.float32, 1e-6),
+    (0, False, 1, torch.float16, 2e-3),
+    (1, True, 1, torch.float16, 2e-3),
+    (0, True, 2, torch.float32, 1e-6),
+):
     cos, sin, inputs, exact, rest, others = heads_case(3, has_value, G, dtype)
-    outs = rotary.split_forward(inputs[0], cos, sin, *rest, 4, 1.3)
-    goals = rotary.split_heads_twin(exact[0], cos.double(), sin.double(), 4, *others, 1.3)
+    outs = rotary.split_forward(inputs[0], cos, sin, *rest, 4, offset, 1.3)
+    turns = (cos.double(), sin.double())
+    goals = rotary.split_heads_twin(exact[0], *turns, 4, *others, offset, 1.3)
     grads = [torch.randn(out.shape).to(dtype) for out in outs]
     got = [*outs, *torch.autograd.grad(outs, inputs, grads)]
     wanted = [*goals, *torch.autograd.grad(goals, exact, [g.double() for g in grads])]
     for a, b in zip(got, wanted, strict=True):
         assert (a.double() - b).norm() / b.norm() < bound
-    arguments = (inputs[0], cos, sin, *rest, 4, 1.3)
+    arguments = (inputs[0], cos, sin, *rest, 4, offset, 1.3)
     utilities = ("test_schema", "test_autograd_registration", "test_faketensor")
     torch.library.opcheck(rotary.split_forward, arguments, test_utils=utilities)
 
@@ -115,16 +121,20 @@ def run_backward(grad, q, k, v, out, lse, window, dv):
 
 
 attention.run_fa4, attention.run_fa4_backward = run, run_backward
-for has_value, G, dtype, bound in ((1, 2, torch.float32, 1e-5), (0, 1, torch.float16, 5e-3)):
+for has_value, offset, G, dtype, bound in (
+    (1, False, 2, torch.float32, 1e-5),
+    (0, True, 1, torch.float16, 5e-3),
+):
     cos, sin, inputs, exact, rest, others = heads_case(2, has_value, G, dtype)
-    out = heads.attend_heads(inputs[0], cos, sin, 4, *rest, 9, 1.3)
-    goal = heads.attend_heads_twin(exact[0], cos.double(), sin.double(), 4, *others, 9, 1.3)
+    turns = (cos.double(), sin.double())
+    out = heads.attend_heads(inputs[0], cos, sin, 4, *rest, 9, offset, 1.3)
+    goal = heads.attend_heads_twin(exact[0], *turns, 4, *others, 9, offset, 1.3)
     grad = torch.randn(out.shape).to(dtype)
     got = [out, *torch.autograd.grad(out, inputs, grad)]
     wanted = [goal, *torch.autograd.grad(goal, exact, grad.double())]
     for a, b in zip(got, wanted, strict=True):
         assert (a.double() - b).norm() / b.norm() < bound
-    arguments = (inputs[0], cos, sin, *rest, 4, 1.3, 9)
+    arguments = (inputs[0], cos, sin, *rest, 4, offset, 1.3, 9)
     torch.library.opcheck(heads.heads_forward, arguments, test_utils=utilities)
 
 tokens, grad = torch.randint(0, 20, (210,)), torch.randn(210, 200)

@@ -71,8 +71,11 @@ def test_attention(rung: str, window: int) -> None:
 
 
 @pytest.mark.parametrize("has_value", [True, False])
-@pytest.mark.parametrize(("heads", "groups", "width"), [(4, 4, 128), (6, 2, 64)])
-def test_split_heads(heads: int, groups: int, width: int, has_value: bool) -> None:
+@pytest.mark.parametrize(
+    ("heads", "groups", "width", "offset"),
+    [(4, 4, 128, True), (6, 2, 64, True), (4, 4, 128, False)],
+)
+def test_split_heads(heads: int, groups: int, width: int, offset: bool, has_value: bool) -> None:
     """Queries, keys, values and all gradients, with shared key/value heads and a gain."""
     pytest.importorskip("triton")
     B, T = 3, 77
@@ -85,7 +88,7 @@ def test_split_heads(heads: int, groups: int, width: int, has_value: bool) -> No
     def with_rest(function: Callable[..., Any]) -> Callable[..., Any]:
         def call(qkv: Tensor, *extra: Tensor) -> Any:
             turns = (cos.to(qkv.dtype), sin.to(qkv.dtype))
-            return function(qkv, *turns, heads, *(extra or (None, None)), 1.2)
+            return function(qkv, *turns, heads, *(extra or (None, None)), offset, 1.2)
 
         return call
 
@@ -170,9 +173,9 @@ def test_share(num: int) -> None:
     assert_agree(lambda x: residual.share(x, num), lambda x: [x * 1] * num, [normal(99, 333)], 5e-3)
 
 
-@pytest.mark.parametrize("window", [384, 77])
+@pytest.mark.parametrize(("window", "offset"), [(384, True), (77, True), (77, False)])
 @pytest.mark.parametrize("has_value", [True, False])
-def test_attend_heads(has_value: bool, window: int) -> None:
+def test_attend_heads(has_value: bool, window: int, offset: bool) -> None:
     """Attention on the product of a layer, values read and their gradient written in place."""
     try:
         attention._make_fa4(CUDA)
@@ -187,7 +190,7 @@ def test_attend_heads(has_value: bool, window: int) -> None:
     def whole(function: Callable[..., Any]) -> Callable[..., Any]:
         def call(qkv: Tensor, *extra: Tensor) -> Any:
             turns = (cos.to(qkv.dtype), sin.to(qkv.dtype))
-            return function(qkv, *turns, H, *(extra or (None, None)), window, 1.2)
+            return function(qkv, *turns, H, *(extra or (None, None)), window, offset, 1.2)
 
         return call
 

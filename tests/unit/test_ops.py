@@ -238,12 +238,13 @@ def test_head_loss_twin_is_train_s(train: ModuleType) -> None:
         assert (a - b).norm() / a.norm() < 1e-5
 
 
-@pytest.mark.parametrize("has_value", [True, False])
-def test_split_heads_twin_is_train_s(train: ModuleType, has_value: bool) -> None:
+@pytest.mark.parametrize(("has_value", "offset"), [(True, False), (False, True)])
+def test_split_heads_twin_is_train_s(train: ModuleType, has_value: bool, offset: bool) -> None:
     """On a CPU the operator is its twin, and train.py's own computes the same."""
     angles = double(7, 1, 4)
     qkv, opening, value = double(2, 7, 5 * 8), double(2, 7, 1), double(2, 7, 8)
-    inputs = (qkv, angles.cos(), angles.sin(), 3, *((opening, value) if has_value else 2 * [None]))
+    rest = (*((opening, value) if has_value else 2 * [None]), offset)
+    inputs = (qkv, angles.cos(), angles.sin(), 3, *rest)
     train.QK_GAIN = 1.25
     for got, wanted in zip(
         rotary.split_heads(*inputs, gain=1.25), train.split_heads(*inputs), strict=True

@@ -265,6 +265,40 @@ def test_logits_do_not_depend_on_later_tokens(train: ModuleType, pattern: str) -
     assert (before[:, 20] - after[:, 20]).abs().max() > 1e-3
 
 
+@pytest.mark.parametrize(
+    ("where", "layers"), [("none", []), ("long", [1, 3]), ("all", [0, 1, 2, 3])]
+)
+def test_keys_may_look_one_back(train: ModuleType, where: str, layers: list[int]) -> None:
+    """In the named layers half of each key is the token before's; the future stays unseen."""
+    train.KEY_OFFSET, train.WINDOW_PATTERN = where, "SL"
+    model = perturbed(train.build_model(FakeRun()))
+    attend_heads, offsets = model.operators.attend_heads, []
+
+    def spy(*given: Any) -> torch.Tensor:
+        offsets.append(given[-1])
+        return attend_heads(*given)
+
+    model.operators.attend_heads = spy
+    tokens = random_tokens(1)
+    other = tokens.clone()
+    other[0, 20:] = (other[0, 20:] + 1) % VOCAB
+    with torch.no_grad():
+        before, after, shorter = model(tokens), model(other), model(tokens[:, :9])
+    torch.testing.assert_close(before[:, :20], after[:, :20])
+    torch.testing.assert_close(before[:, :9], shorter)
+    assert [i % 4 for i, offset in enumerate(offsets) if offset] == 3 * layers
+
+
+def test_one_back_is_half_a_key(train: ModuleType) -> None:
+    """Channels that turn fast stay, slow ones come from the token before, sides stay together."""
+    k = torch.arange(2 * 5 * 3 * 8.0).view(2, 5, 3, 8)
+    moved = train.one_back(k)
+    fast, slow = [0, 1, 4, 5], [2, 3, 6, 7]
+    assert torch.equal(moved[..., fast], k[..., fast])
+    assert torch.equal(moved[:, 1:, :, slow], k[:, :-1, :, slow])
+    assert not moved[:, 0, :, slow].any()
+
+
 @pytest.mark.parametrize("groups", [1, 2, 4])
 @pytest.mark.parametrize("window", [1, 5, 15, 16, 99])
 def test_attention_is_the_formula(train: ModuleType, groups: int, window: int) -> None:
@@ -551,6 +585,7 @@ LEADS: dict[str, dict[str, Any]] = {
     "pairs": {"BIGRAM_ROWS": 509},
     "triples": {"TRIGRAM_ROWS": 509},
     "both": {"BIGRAM_ROWS": 509, "TRIGRAM_ROWS": 251},
+    "gates": {"HEAD_GATE": True},
 }
 
 

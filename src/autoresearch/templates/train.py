@@ -33,9 +33,11 @@ WINDOW_PATTERN = "SSSL"  # short and long layers in turn, last long {"SSSL", "SS
 SHORT_WINDOW = 0.5  # how far back an S layer sees, share of the context [0.0625, 1.0] log
 LONG_WINDOW = 1.0  # how far back an L layer sees, share of the context
 ROTARY_BASE = 10000.0  # longest rotary wavelength over 2 pi, tokens [1000.0, 1000000.0] log
+KEY_OFFSET = "none"  # layers whose keys are half those of the token before {"none", "long", "all"}
 QK_GAIN = 1.0  # factor on normed queries and keys: sharpness of attention [0.8, 1.6]
 VALUE_EVERY = 2  # layers from one value embedding to the next, counted from the last layer [1, 4]
-GATE_CHANNELS = 32  # channels of the block input that a value embedding's gate looks at
+HEAD_GATE = False  # each head's output times twice the sigmoid of a gate {True, False}
+GATE_CHANNELS = 32  # channels of the block input that gates look at
 LAMBDA_RESID = 1.0  # start of the residual scalars, factor
 LAMBDA_X0 = 0.1  # start of the scalars that mix the embedding back in, factor [0.01, 0.5] log
 SOFTCAP = 15.0  # logits stay within +-this, nats [8.0, 40.0] log
@@ -113,17 +115,28 @@ def rotate_norm(x, cos, sin):
     return norm(torch.cat([left * cos + right * sin, right * cos - left * sin], dim=-1))
 
 
-def split_heads(qkv, cos, sin, num_heads, opening, value):
+def one_back(k):
+    """k (B, T, G, D) with the slower half of the rotary channels from the token before, or 0.
+
+    Then one layer can find what came after an earlier copy of a token, which otherwise takes two.
+    """
+    k = k.unflatten(-1, (2, 2, -1))  # sides that turn together, fast and slow, D / 4
+    slow = F.pad(k[..., 1, :], (0, 0, 0, 0, 0, 0, 1, -1))
+    return torch.stack([k[..., 0, :], slow], dim=-2).flatten(-3)
+
+
+def split_heads(qkv, cos, sin, num_heads, opening, value, offset):
     """What attention takes: qkv (B, T, (H + 2 G) D) -> q (B, T, H, D), k and v (B, T, G, D).
 
     A layer with a value embedding adds value (B, T, G D) to v, times twice the sigmoid of opening
-    (B, T, G), else both are None.
+    (B, T, G), else both are None. With an offset half of a key is that of the token before.
     """
     qkv = qkv.unflatten(-1, (-1, 2 * cos.size(-1)))
     G = (qkv.size(2) - num_heads) // 2
     q, k, v = qkv.split([num_heads, G, G], dim=2)
     if value is not None:
         v = v + (2 * torch.sigmoid(opening))[..., None] * value.view(v.shape)
+    k = one_back(k) if offset else k
     q, k = rotate_norm(q, cos, sin), rotate_norm(k, cos, sin)
     if QK_GAIN != 1.0:
         q, k = q * QK_GAIN, k * QK_GAIN
@@ -255,9 +268,10 @@ class Operators:
             shape = {"head_dim": HEAD_DIM, "context": context, "windows": windows}
             ops.install(self, device, attention=ATTENTION, softcap=SOFTCAP, gain=QK_GAIN, **shape)
 
-    def attend_heads(self, qkv, cos, sin, num_heads, opening, value, window):
+    def attend_heads(self, qkv, cos, sin, num_heads, opening, value, window, offset):
         """Attention on the product of a layer; see split_heads."""
-        return self.attend(*self.split_heads(qkv, cos, sin, num_heads, opening, value), window)
+        heads = self.split_heads(qkv, cos, sin, num_heads, opening, value, offset)
+        return self.attend(*heads, window)
 
     def __str__(self):
         return ", ".join(f"{part} {name}" for part, name in self.names.items())
@@ -275,19 +289,21 @@ def pick_precision(device):
     return torch.bfloat16 if has_fast_bf16 else torch.float32
 
 
-def block(x, y, x0, cos, sin, resid, mix, weights, value, window, ops):
+def block(x, y, x0, cos, sin, resid, mix, weights, value, window, offset, ops):
     """One layer: x, x0 (B, T, C); resid, mix scalars; value (B, T, G D) or None: of each token.
 
     The stream comes and goes as x + y: what the MLP adds is added with the next norm, in one pass.
     """
-    q_kv, out, fc, proj, gate = weights
+    q_kv, out, fc, proj, gate, head_gate = weights
     num_heads = x.size(-1) // (2 * cos.size(-1))
-    front = 0 if value is None else gate.size(-1)
+    front = 0 if gate is None and head_gate is None else GATE_CHANNELS
     x, h, first = ops.add_norm(x, y, x0, resid, mix, front)
-    # the gate starts at exactly 1: its weights are zero
-    opening = None if value is None else F.linear(first, gate)
+    # gates start at exactly 1: their weights are zero
+    opening = None if gate is None else F.linear(first, gate)
     qkv = F.linear(h, q_kv)
-    seen = ops.attend_heads(qkv, cos, sin, num_heads, opening, value, window)
+    seen = ops.attend_heads(qkv, cos, sin, num_heads, opening, value, window, offset)
+    if head_gate is not None:
+        seen = seen * (2 * torch.sigmoid(F.linear(first, head_gate)))[..., None]
     x, h, _ = ops.add_norm(x, F.linear(seen.flatten(2), out))
     return x, ops.mlp(h, fc, proj)
 
@@ -305,6 +321,8 @@ class GPT(nn.Module):
         reach = {"S": round(SHORT_WINDOW * context), "L": round(LONG_WINDOW * context)}
         self.windows = [reach[WINDOW_PATTERN[i % len(WINDOW_PATTERN)]] for i in range(L)]
         self.windows[-1] = reach["L"]
+        offset = {"none": [], "long": [reach["L"]], "all": self.windows}[KEY_OFFSET]
+        self.offsets = [window in offset for window in self.windows]
         self.value_layers = [i for i in range(L) if (L - 1 - i) % VALUE_EVERY == 0]
 
         tables = torch.bfloat16 if TABLES_BF16 else torch.float32
@@ -317,6 +335,7 @@ class GPT(nn.Module):
         self.fc = nn.Parameter(torch.empty(L, MLP_RATIO * C, C))
         self.proj = nn.Parameter(torch.empty(L, C, MLP_RATIO * C))
         self.gate = nn.Parameter(torch.empty(len(self.value_layers), G, GATE_CHANNELS))
+        self.head_gate = nn.Parameter(torch.empty(L, H, GATE_CHANNELS)) if HEAD_GATE else None
         self.lambda_resid = nn.Parameter(torch.empty(L))
         self.lambda_x0 = nn.Parameter(torch.empty(L))
         sizes = {2: BIGRAM_ROWS, 3: TRIGRAM_ROWS}
@@ -370,8 +389,9 @@ class GPT(nn.Module):
         y = None
         for i, window in enumerate(self.windows):
             value, gate = values.get(i, (None, None))
-            weights = (*matrices[i], gate)
-            rest = (cos, sin, resid[i], mix[i], weights, value, window, ops)
+            head_gate = self.head_gate[i].to(dtype) if HEAD_GATE else None
+            weights = (*matrices[i], gate, head_gate)
+            rest = (cos, sin, resid[i], mix[i], weights, value, window, self.offsets[i], ops)
             x, y = self.block(x, y, copies[i], *rest)
         x = ops.add_norm(x, y)[1]
         if targets is not None:
@@ -498,7 +518,8 @@ def make_optimizer(model):
     for table in model.ngrams:
         group = adamw(table, NGRAM_LR * s, NGRAM_DECAY, table_betas)
         groups.append({**group, "is_counted": True})
-    for p in (model.q, model.kv, model.out, model.fc, model.proj, model.gate):
+    head_gates = [model.head_gate] if HEAD_GATE else []
+    for p in (model.q, model.kv, model.out, model.fc, model.proj, model.gate, *head_gates):
         lr = MATRIX_LR * max(1.0, p.size(-2) / p.size(-1)) ** 0.5
         group = {"params": [p], "rule": "muon", "lr": lr, "decay": MATRIX_DECAY}
         groups.append({**group, "betas": (MOMENTUM_START, NORMUON_BETA2)})

@@ -28,10 +28,11 @@ def attend_heads_twin(
     opening: Tensor | None,
     value: Tensor | None,
     window: int,
+    offset: bool,
     gain: float,
 ) -> Tensor:
     """The definition: qkv (B, T, (H + 2 G) D) -> (B, T, H, D); the rest as in the two modules."""
-    heads = rotary.split_heads_twin(qkv, cos, sin, num_heads, opening, value, gain)
+    heads = rotary.split_heads_twin(qkv, cos, sin, num_heads, opening, value, offset, gain)
     return attention.attend_twin(*heads, window)
 
 
@@ -43,11 +44,13 @@ def attend_heads(
     opening: Tensor | None,
     value: Tensor | None,
     window: int,
+    offset: bool,
     gain: float,
 ) -> Tensor:
     """As the twin; a window that reaches the first token is plain causal attention."""
     window = window if window < qkv.size(1) - 1 else -1
-    out: Tensor = heads_forward(qkv, cos, sin, opening, value, num_heads, gain, window)[0]
+    rest = (opening, value, num_heads, offset, gain, window)
+    out: Tensor = heads_forward(qkv, cos, sin, *rest)[0]
     return out
 
 
@@ -59,13 +62,14 @@ def heads_forward(
     opening: Tensor | None,
     value: Tensor | None,
     num_heads: int,
+    offset: bool,
     gain: float,
     window: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Output, log-sum-exp, q, k, and mixed v (empty without a value embedding)."""
     has_value = value is not None
     q, k, v = rotary.launch_forward(
-        qkv, cos, sin, opening, value, num_heads, gain, writes_values=has_value
+        qkv, cos, sin, opening, value, num_heads, offset, gain, writes_values=has_value
     )
     out, lse = attention.run_fa4(q, k, v if has_value else _values(qkv, k), window)
     return out, lse, q, k, v
@@ -85,6 +89,7 @@ def _(
     opening: Tensor | None,
     value: Tensor | None,
     num_heads: int,
+    offset: bool,
     gain: float,
     window: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
@@ -110,6 +115,7 @@ def heads_backward(
     sin: Tensor,
     opening: Tensor | None,
     value: Tensor | None,
+    offset: bool,
     gain: float,
     window: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -118,7 +124,8 @@ def heads_backward(
     values = v if value is not None else _values(qkv, k)
     place = _values(dqkv, k)
     dq, dk, _ = attention.run_fa4_backward(grad, q, k, values, out, lse, window, dv=place)
-    extra = rotary.launch_backward(dq, dk, None, qkv, cos, sin, opening, value, gain, dqkv)
+    rest = (opening, value, offset, gain)
+    extra = rotary.launch_backward(dq, dk, None, qkv, cos, sin, *rest, dqkv)
     return dqkv, *extra
 
 
@@ -135,6 +142,7 @@ def _(
     sin: Tensor,
     opening: Tensor | None,
     value: Tensor | None,
+    offset: bool,
     gain: float,
     window: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -144,7 +152,7 @@ def _(
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    qkv, cos, sin, opening, value, _, ctx.gain, ctx.window = inputs
+    qkv, cos, sin, opening, value, _, ctx.offset, ctx.gain, ctx.window = inputs
     ctx.has_value = value is not None
     rest = (opening, value) if ctx.has_value else ()
     ctx.save_for_backward(*output, qkv, cos, sin, *rest)
@@ -153,9 +161,9 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> Non
 
 def _gradient(ctx: Any, grad: Tensor, *_: Tensor | None) -> tuple[Tensor | None, ...]:
     kept = ctx.saved_tensors if ctx.has_value else (*ctx.saved_tensors, None, None)
-    dqkv, dopening, dvalue = heads_backward(grad, *kept, ctx.gain, ctx.window)
+    dqkv, dopening, dvalue = heads_backward(grad, *kept, ctx.offset, ctx.gain, ctx.window)
     extra = (dopening, dvalue) if ctx.has_value else (None, None)
-    return dqkv, None, None, *extra, None, None, None
+    return dqkv, None, None, *extra, None, None, None, None
 
 
 heads_forward.register_autograd(_gradient, setup_context=_setup)
@@ -172,7 +180,7 @@ def try_out(device: torch.device, head_dim: int, window: int) -> None:
     def attended(function: Any, qkv: Tensor, *mix: Tensor) -> list[Tensor]:
         opening, value = mix or (None, None)
         turns = (cos.to(qkv.dtype), sin.to(qkv.dtype))
-        return [function(qkv, *turns, H, opening, value, window, 1.0)]
+        return [function(qkv, *turns, H, opening, value, window, True, 1.0)]
 
     shapes = ((B, T, 3 * H * D), (B, T, H), (B, T, H * D))
     for num in (1, 3):

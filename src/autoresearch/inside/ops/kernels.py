@@ -71,6 +71,7 @@ def split_heads(
     ROWS: tl.constexpr,
     HAS_VALUE: tl.constexpr,
     WRITES_VALUES: tl.constexpr,
+    OFFSET: tl.constexpr,  # the slower half of a key's channels is that of the token before
 ):
     """One program some tokens, all heads: turned and normed queries and keys, mixed values."""
     D: tl.constexpr = 2 * HALF
@@ -82,11 +83,14 @@ def split_heads(
     c = tl.load(cos + angle, mask=inside, other=0.0).to(tl.float32)
     s = tl.load(sin + angle, mask=inside, other=0.0).to(tl.float32)
     source = qkv + rows[:, None] * ((H + 2 * G) * D)
+    before, has_before = _before(rows, T, half, inside, (H + 2 * G) * D, HALF, OFFSET)
     for head in tl.static_range(H + G):
-        left, right, scale = _turned(source + head * D + half, c, s, inside, HALF)
         if head < H:
+            left, right, scale = _turned(source + head * D + half, c, s, inside, HALF)
             goal = q + rows[:, None] * (H * D) + head * D + half
         else:
+            place = source + head * D + half - before
+            left, right, scale = _turned(place, c, s, has_before, HALF)
             goal = k + rows[:, None] * (G * D) + (head - H) * D + half
         scale *= gain
         tl.store(goal, (left * scale).to(q.dtype.element_ty), mask=inside)
@@ -137,6 +141,7 @@ def split_heads_backward(
     ROWS: tl.constexpr,
     HAS_VALUE: tl.constexpr,
     IN_PLACE: tl.constexpr,  # the gradient of the values already lies in dqkv
+    OFFSET: tl.constexpr,
 ):
     """The way back of split_heads."""
     D: tl.constexpr = 2 * HALF
@@ -148,21 +153,31 @@ def split_heads_backward(
     c = tl.load(cos + angle, mask=inside, other=0.0).to(tl.float32)
     s = tl.load(sin + angle, mask=inside, other=0.0).to(tl.float32)
     wide = rows[:, None] * ((H + 2 * G) * D)
+    before, has_before = _before(rows, T, half, inside, (H + 2 * G) * D, HALF, OFFSET)
     for head in tl.static_range(H + G):
+        own, is_own = wide + head * D + half, inside
+        if head >= H:
+            own, is_own = own - before, has_before
         if head < H:
             place = dq + rows[:, None] * (H * D) + head * D + half
         else:
             place = dk + rows[:, None] * (G * D) + (head - H) * D + half
         dleft = tl.load(place, mask=inside, other=0.0).to(tl.float32)
         dright = tl.load(place + HALF, mask=inside, other=0.0).to(tl.float32)
-        left, right, scale = _turned(qkv + wide + head * D + half, c, s, inside, HALF)
+        left, right, scale = _turned(qkv + own, c, s, is_own, HALF)
         left, right = left * scale, right * scale
         along = (tl.sum(dleft * left, 1) + tl.sum(dright * right, 1))[:, None] / D
         scale *= gain
         dleft, dright = (dleft - left * along) * scale, (dright - right * along) * scale
-        goal = dqkv + wide + head * D + half
-        tl.store(goal, (dleft * c - dright * s).to(dqkv.dtype.element_ty), mask=inside)
-        tl.store(goal + HALF, (dleft * s + dright * c).to(dqkv.dtype.element_ty), mask=inside)
+        goal = dqkv + own
+        tl.store(goal, (dleft * c - dright * s).to(dqkv.dtype.element_ty), mask=is_own)
+        tl.store(goal + HALF, (dleft * s + dright * c).to(dqkv.dtype.element_ty), mask=is_own)
+        if OFFSET and head >= H:  # nobody looks at the slower half of the last token of a row
+            is_idle = inside & (rows % T == T - 1)[:, None] & (half >= HALF // 2)
+            goal = dqkv + wide + head * D + half
+            nothing = tl.zeros((ROWS, HALF), dqkv.dtype.element_ty)
+            tl.store(goal, nothing, mask=is_idle)
+            tl.store(goal + HALF, nothing, mask=is_idle)
     whole = tl.arange(0, D)[None, :]
     for head in tl.static_range(0 if IN_PLACE and not HAS_VALUE else G):
         place = rows[:, None] * (G * D) + head * D + whole
@@ -177,6 +192,15 @@ def split_heads_backward(
             _open_back(
                 opening + gate, value + place, dvalue + place, dopening + gate, gradient, N, rows
             )
+
+
+@triton.jit
+def _before(rows, T, half, inside, WIDTH: tl.constexpr, HALF: tl.constexpr, OFFSET: tl.constexpr):
+    """How far back in memory each channel of a key comes from, and whether it comes at all."""
+    if OFFSET:
+        is_slow = half >= HALF // 2
+        return tl.where(is_slow, WIDTH, 0), inside & ((rows % T > 0)[:, None] | (is_slow == 0))
+    return half * 0, inside
 
 
 @triton.jit

@@ -25,6 +25,7 @@ def split_heads_twin(
     num_heads: int,
     opening: Tensor | None,
     value: Tensor | None,
+    offset: bool,
     gain: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The definition: qkv (B, T, (H + 2 G) D) -> q (B, T, H, D), k and v (B, T, G, D).
@@ -36,6 +37,7 @@ def split_heads_twin(
         num_heads: H.
         opening: (B, T, G), how far each head opens for `value`, before the sigmoid; or None.
         value: (B, T, G D), added to the values times twice the sigmoid; None with `opening`.
+        offset: whether the slower half of each key's channels is that of the token before.
         gain: factor on normed queries and keys.
     """
     B, T, D = qkv.size(0), qkv.size(1), 2 * cos.size(-1)
@@ -44,8 +46,16 @@ def split_heads_twin(
     q, k, v = heads.split([num_heads, num_shared, num_shared], dim=2)
     if opening is not None and value is not None:
         v = v + 2 * torch.sigmoid(opening)[..., None] * value.view(B, T, num_shared, D)
+    k = one_back(k) if offset else k
     q, k = (gain * _rotate_norm(x, cos, sin) for x in (q, k))
     return q, k, v
+
+
+def one_back(k: Tensor) -> Tensor:
+    """k (B, T, G, D) with the slower half of the rotary channels from the token before, or 0."""
+    k = k.unflatten(-1, (2, 2, -1))  # sides that turn together, fast and slow, D / 4
+    slow = F.pad(k[..., 1, :], (0, 0, 0, 0, 0, 0, 1, -1))
+    return torch.stack([k[..., 0, :], slow], dim=-2).flatten(-3)
 
 
 def _rotate_norm(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -61,12 +71,13 @@ def split_heads(
     num_heads: int,
     opening: Tensor | None,
     value: Tensor | None,
+    offset: bool,
     gain: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """As the twin, which it is on a CPU."""
     if qkv.device.type == "cpu":
-        return split_heads_twin(qkv, cos, sin, num_heads, opening, value, gain)
-    q, k, v = split_forward(qkv, cos, sin, opening, value, num_heads, gain)
+        return split_heads_twin(qkv, cos, sin, num_heads, opening, value, offset, gain)
+    q, k, v = split_forward(qkv, cos, sin, opening, value, num_heads, offset, gain)
     return q, k, v
 
 
@@ -89,6 +100,7 @@ def launch_forward(
     opening: Tensor | None,
     value: Tensor | None,
     num_heads: int,
+    offset: bool,
     gain: float,
     *,
     writes_values: bool,
@@ -118,6 +130,7 @@ def launch_forward(
         ROWS=ROWS,
         HAS_VALUE=value is not None,
         WRITES_VALUES=writes_values,
+        OFFSET=offset,
         num_warps=WARPS,
     )
     return q, k, v
@@ -132,6 +145,7 @@ def launch_backward(
     sin: Tensor,
     opening: Tensor | None,
     value: Tensor | None,
+    offset: bool,
     gain: float,
     dqkv: Tensor,
 ) -> tuple[Tensor, Tensor]:
@@ -163,6 +177,7 @@ def launch_backward(
         ROWS=ROWS_BACK,
         HAS_VALUE=has_value,
         IN_PLACE=dv is None,
+        OFFSET=offset,
         num_warps=WARPS_BACK,
     )
     return dopening, dvalue
@@ -176,10 +191,12 @@ def split_forward(
     opening: Tensor | None,
     value: Tensor | None,
     num_heads: int,
+    offset: bool,
     gain: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """q (B, T, H, D), k and v (B, T, G, D), each contiguous."""
-    return launch_forward(qkv, cos, sin, opening, value, num_heads, gain, writes_values=True)
+    rest = (opening, value, num_heads, offset, gain)
+    return launch_forward(qkv, cos, sin, *rest, writes_values=True)
 
 
 @split_forward.register_fake
@@ -190,6 +207,7 @@ def _(
     opening: Tensor | None,
     value: Tensor | None,
     num_heads: int,
+    offset: bool,
     gain: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     B, T, H, G, D = _shapes(qkv, cos, num_heads)
@@ -206,11 +224,12 @@ def split_backward(
     sin: Tensor,
     opening: Tensor | None,
     value: Tensor | None,
+    offset: bool,
     gain: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of qkv, opening and value; the last two are empty if there is no value."""
     dqkv = qkv.new_empty(qkv.shape)
-    extra = launch_backward(dq, dk, dv, qkv, cos, sin, opening, value, gain, dqkv)
+    extra = launch_backward(dq, dk, dv, qkv, cos, sin, opening, value, offset, gain, dqkv)
     return dqkv, *extra
 
 
@@ -224,6 +243,7 @@ def _(
     sin: Tensor,
     opening: Tensor | None,
     value: Tensor | None,
+    offset: bool,
     gain: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     dopening = qkv.new_empty(opening.shape if opening is not None else (0,))
@@ -232,7 +252,7 @@ def _(
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    qkv, cos, sin, opening, value, _, ctx.gain = inputs
+    qkv, cos, sin, opening, value, _, ctx.offset, ctx.gain = inputs
     ctx.has_value = value is not None
     ctx.save_for_backward(qkv, cos, sin, *((opening, value) if ctx.has_value else ()))
 
@@ -240,11 +260,11 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> Non
 def _gradient(ctx: Any, dq: Tensor, dk: Tensor, dv: Tensor) -> tuple[Tensor | None, ...]:
     qkv, cos, sin, *rest = ctx.saved_tensors
     opening, value = rest if ctx.has_value else (None, None)
-    grads = split_backward(dq, dk, dv, qkv, cos, sin, opening, value, ctx.gain)
-    dqkv, dopening, dvalue = grads
+    rest = (opening, value, ctx.offset, ctx.gain)
+    dqkv, dopening, dvalue = split_backward(dq, dk, dv, qkv, cos, sin, *rest)
     if not ctx.has_value:
-        return dqkv, None, None, None, None, None, None
-    return dqkv, None, None, dopening, dvalue, None, None
+        return dqkv, *(7 * [None])
+    return dqkv, None, None, dopening, dvalue, None, None, None
 
 
 split_forward.register_autograd(_gradient, setup_context=_setup)
