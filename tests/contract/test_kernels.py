@@ -61,18 +61,20 @@ for has_value, offset, G, dtype, bound in (
     utilities = ("test_schema", "test_autograd_registration", "test_faketensor")
     torch.library.opcheck(rotary.split_forward, arguments, test_utils=utilities)
 
-for C, has_x0, front, dtype, bound in (
-    (48, 1, 8, torch.float32, 1e-5),
-    (64, 0, 0, torch.float16, 2e-3),
-    (20, 1, 0, torch.float16, 2e-3),
+for C, has_x0, front, shift, dtype, bound in (
+    (48, 1, 8, 0, torch.float32, 1e-5),
+    (64, 0, 0, 0, torch.float16, 2e-3),
+    (20, 1, 0, 0, torch.float16, 2e-3),
+    (48, 1, 8, 20, torch.float32, 1e-5),
+    (64, 0, 0, 16, torch.float16, 2e-3),
 ):
     inputs = [torch.randn(3, 7, C).to(dtype) for _ in range(2 + has_x0)]
     inputs += [torch.tensor(0.8), torch.tensor(0.3)][: 2 * has_x0]
     inputs = [t.requires_grad_() for t in inputs]
     exact = [t.detach().double().requires_grad_() for t in inputs]
     rest = [] if has_x0 else 3 * [None]
-    outs = residual.add_norm_forward(*inputs, *rest, front)[: 3 if front else 2]
-    goals = residual.add_norm_twin(*exact, *rest, front)[: len(outs)]
+    outs = residual.add_norm_forward(*inputs, *rest, front, shift)[: 3 if front else 2]
+    goals = residual.add_norm_twin(*exact, *rest, front, shift)[: len(outs)]
     for used in (slice(None), slice(1, None)):
         grads = [torch.randn(out.shape).to(dtype) for out in outs[used]]
         kept = {"retain_graph": True}
@@ -82,7 +84,8 @@ for C, has_x0, front, dtype, bound in (
         for a, b in zip(got, wanted, strict=True):
             assert (a.double() - b).norm() / b.norm() < bound, (C, a.shape)
     utilities = ("test_schema", "test_autograd_registration", "test_faketensor")
-    torch.library.opcheck(residual.add_norm_forward, (*inputs, *rest, front), test_utils=utilities)
+    arguments = (*inputs, *rest, front, shift)
+    torch.library.opcheck(residual.add_norm_forward, arguments, test_utils=utilities)
 
 x = torch.randn(5, 300).requires_grad_()
 weights = torch.randn(12, 5, 300)

@@ -150,10 +150,10 @@ def test_polar(shape: tuple[int, ...]) -> None:
     assert (got - wanted).norm() <= 5e-2 * wanted.norm()
 
 
-@pytest.mark.parametrize("front", [0, 24])
+@pytest.mark.parametrize(("front", "shift"), [(0, 0), (24, 0), (24, 48), (0, 7)])
 @pytest.mark.parametrize("num_inputs", [1, 2, 3])
 @pytest.mark.parametrize(("num", "width"), [(333, 512), (50, 640), (7, 72)])
-def test_add_norm(num: int, width: int, num_inputs: int, front: int) -> None:
+def test_add_norm(num: int, width: int, num_inputs: int, front: int, shift: int) -> None:
     """Sum, normed sum and all gradients, those of the two scalars too."""
     pytest.importorskip("triton")
     inputs = [normal(3, num, width) for _ in range(num_inputs)]
@@ -161,7 +161,8 @@ def test_add_norm(num: int, width: int, num_inputs: int, front: int) -> None:
         inputs += [torch.tensor(s, device=CUDA, requires_grad=True) for s in (0.9, 0.2)]
 
     def used(function: Callable[..., Any]) -> Callable[..., Any]:
-        return lambda *t: function(*t, front=front)[: 3 if front else 2]
+        named = {"front": front, "shift": shift}
+        return lambda *t: function(*t, **named)[: 3 if front else 2]
 
     assert_agree(used(residual.add_norm), used(residual.add_norm_twin), inputs, 1e-2)
 

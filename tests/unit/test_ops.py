@@ -18,7 +18,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from autoresearch.inside.ops import ahead, attention, mlp, polar, rotary, softcap_ce, table
+from autoresearch.inside.ops import (
+    ahead,
+    attention,
+    mlp,
+    polar,
+    residual,
+    rotary,
+    softcap_ce,
+    table,
+)
 from autoresearch.inside.ops.trial_call import both_ways, compare
 
 TRAIN = Path(__file__).parents[2] / "src" / "autoresearch" / "templates" / "train.py"
@@ -251,6 +260,16 @@ def test_split_heads_twin_is_train_s(train: ModuleType, has_value: bool, offset:
     ):
         torch.testing.assert_close(got, wanted)
     train.QK_GAIN = 1.0
+
+
+@pytest.mark.parametrize("shift", [0, 3])
+def test_add_norm_twin_is_train_s(train: ModuleType, shift: int) -> None:
+    """On a CPU the operator is its twin, and train.py's own computes the same."""
+    inputs = (*(double(2, 7, 8) for _ in range(3)), double(), double())
+    for got, wanted in zip(
+        residual.add_norm(*inputs, 4, shift), train.add_norm(*inputs, 4, shift), strict=True
+    ):
+        torch.testing.assert_close(got, wanted)
 
 
 def test_mlp_keeps_only_squares() -> None:

@@ -225,7 +225,9 @@ def add_norm(
     first,  # (N, FRONT), written
     size,  # (N,) float32, written
     N,
+    T,  # tokens a row
     C,
+    SHIFT: tl.constexpr,  # channels of normed that go to the next token of the row
     FRONT: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -247,10 +249,23 @@ def add_norm(
     length = tl.sqrt(tl.sum(sums * sums, 1) / C + 1e-6)
     unit = (sums * (1.0 / length)[:, None]).to(normed.dtype.element_ty)
     tl.store(total + place, sums.to(total.dtype.element_ty), mask=inside)
-    tl.store(normed + place, unit, mask=inside)
+    goal, has_goal = _after(place, columns, rows, inside, T, C, SHIFT)
+    tl.store(normed + goal, unit, mask=has_goal)
+    if SHIFT > 0:  # nothing comes before the first token
+        is_first = inside & (rows % T == 0)[:, None] & (columns < SHIFT)
+        tl.store(normed + place, tl.zeros_like(unit), mask=is_first)
     tl.store(size + rows, length, mask=rows < N)
     if FRONT > 0:
         tl.store(first + wide * FRONT + columns, unit, mask=inside & (columns < FRONT))
+
+
+@triton.jit
+def _after(place, columns, rows, inside, T, C, SHIFT: tl.constexpr):
+    """Where each channel of a normed token stands, and whether it stands anywhere."""
+    if SHIFT > 0:
+        goal = place + tl.where(columns < SHIFT, C, 0)
+        return goal, inside & ((rows % T < T - 1)[:, None] | (columns >= SHIFT))
+    return place, inside
 
 
 @triton.jit
@@ -258,7 +273,7 @@ def add_norm_backward(
     dtotal,  # (N, C), read if HAS_TOTAL
     dnormed,  # (N, C)
     dfirst,  # (N, FRONT)
-    normed,  # (N, C)
+    normed,  # (N, C); with SHIFT the sum before the norm
     size,  # (N,)
     x0,  # (N, C), read if HAS_X0
     resid,  # scalar, likewise
@@ -269,6 +284,8 @@ def add_norm_backward(
     N,
     C,
     num_programs,
+    T,
+    SHIFT: tl.constexpr,
     FRONT: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -283,7 +300,9 @@ def add_norm_backward(
     place = wide * C + columns
     length = tl.load(size + rows, mask=rows < N, other=1.0)[:, None]
     unit = tl.load(normed + place, mask=inside, other=0.0).to(tl.float32)
-    slope = tl.load(dnormed + place, mask=inside, other=0.0).to(tl.float32)
+    unit = unit / length if SHIFT > 0 else unit
+    goal, has_goal = _after(place, columns, rows, inside, T, C, SHIFT)
+    slope = tl.load(dnormed + goal, mask=has_goal, other=0.0).to(tl.float32)
     if FRONT > 0:
         is_front = inside & (columns < FRONT)
         more = tl.load(dfirst + wide * FRONT + columns, mask=is_front, other=0.0)

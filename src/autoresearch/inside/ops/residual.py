@@ -3,12 +3,14 @@
 A layer adds to the stream twice and norms it twice. Forward, one kernel reads what is added and
 writes sum and normed sum; backward, one kernel turns both gradients into that of what was added,
 and sums up the gradients of the two scalars on the way. Backward needs the normed sum and a length
-a token: the sum is their product and is not kept. `share` gives a tensor to all layers and adds
-their gradients up at the end: (n + 1) passes over the bytes, not 3 (n - 1).
+a token: the sum is their product and is not kept, but with a shift, which drops channels of the
+former. `share` gives a tensor to all layers and adds their gradients up at the end: (n + 1) passes
+over the bytes, not 3 (n - 1).
 """
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -34,6 +36,7 @@ def add_norm_twin(
     resid: Tensor | None = None,
     mix: Tensor | None = None,
     front: int = 0,
+    shift: int = 0,
 ) -> Sums:
     """The definition: x + y, or resid (x + y) + mix x0; that normed; the first channels of this.
 
@@ -44,13 +47,18 @@ def add_norm_twin(
         resid: a scalar.
         mix: a scalar.
         front: how many channels the third result has.
+        shift: how many channels of the second come from the token before, (..., T, C), or are 0.
     """
     if y is not None:
         x = x + y
     if x0 is not None:
         x = resid * x + mix * x0
     normed = F.rms_norm(x, (x.size(-1),), eps=1e-6)
-    return x, normed, normed[..., :front]
+    first = normed[..., :front]
+    if shift:
+        before = F.pad(normed[..., :shift], (0, 0, 1, -1))
+        normed = torch.cat([before, normed[..., shift:]], dim=-1)
+    return x, normed, first
 
 
 def add_norm(
@@ -60,11 +68,12 @@ def add_norm(
     resid: Tensor | None = None,
     mix: Tensor | None = None,
     front: int = 0,
+    shift: int = 0,
 ) -> Sums:
     """As the twin, which it is on a CPU."""
     if x.device.type == "cpu":
-        return add_norm_twin(x, y, x0, resid, mix, front)
-    total, normed, first, _ = add_norm_forward(x, y, x0, resid, mix, front)
+        return add_norm_twin(x, y, x0, resid, mix, front, shift)
+    total, normed, first, _ = add_norm_forward(x, y, x0, resid, mix, front, shift)
     return total, normed, first
 
 
@@ -76,6 +85,7 @@ def add_norm_forward(
     resid: Tensor | None,
     mix: Tensor | None,
     front: int,
+    shift: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Sum, normed sum, its first channels, and the length (...) in float32 that parts the two."""
     from autoresearch.inside.ops import kernels
@@ -94,7 +104,9 @@ def add_norm_forward(
         first,
         size,
         num,
+        x.size(-2),
         C,
+        SHIFT=shift,
         FRONT=front,
         ROWS=ROWS,
         BLOCK=_power(C),
@@ -124,6 +136,7 @@ def _(
     resid: Tensor | None,
     mix: Tensor | None,
     front: int,
+    shift: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return _outputs(x, front)
 
@@ -138,8 +151,12 @@ def add_norm_backward(
     x0: Tensor | None,
     resid: Tensor | None,
     mix: Tensor | None,
+    shift: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of x (and y), of x0, and (2,) of the scalars; the last two are empty without x0."""
+    """Gradients of x (and y), of x0, and (2,) of the scalars; the last two are empty without x0.
+
+    With a shift `normed` is the sum before the norm.
+    """
     from autoresearch.inside.ops import kernels
 
     C, num, front = normed.size(-1), size.numel(), 0 if dfirst is None else dfirst.size(-1)
@@ -162,6 +179,8 @@ def add_norm_backward(
         num,
         C,
         num_programs,
+        normed.size(-2),
+        SHIFT=shift,
         FRONT=front,
         ROWS=ROWS_BACK,
         BLOCK=_power(C),
@@ -187,6 +206,7 @@ def _(
     x0: Tensor | None,
     resid: Tensor | None,
     mix: Tensor | None,
+    shift: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
     has_x0 = x0 is not None
     dx0 = normed.new_empty(normed.shape if has_x0 else (0,))
@@ -194,9 +214,10 @@ def _(
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    _, y, x0, resid, mix, _ = inputs
+    _, y, x0, resid, mix, _, ctx.shift = inputs
     ctx.has_y, ctx.has_x0 = y is not None, x0 is not None
-    ctx.save_for_backward(output[1], output[3], *((x0, resid, mix) if ctx.has_x0 else ()))
+    kept = output[0] if ctx.shift else output[1]
+    ctx.save_for_backward(kept, output[3], *((x0, resid, mix) if ctx.has_x0 else ()))
     ctx.set_materialize_grads(False)
 
 
@@ -207,18 +228,18 @@ def _gradient(
     dfirst: Tensor | None,
     _dsize: Tensor | None,
 ) -> tuple[Tensor | None, ...]:
-    normed, size, *rest = ctx.saved_tensors
+    kept, size, *rest = ctx.saved_tensors
     if dnormed is None:
-        dnormed = torch.zeros_like(normed)
+        dnormed = torch.zeros_like(kept)
     if dfirst is not None and dfirst.size(-1) == 0:
         dfirst = None
-    grads = (dtotal, dnormed, dfirst, normed, size)
-    dx, dx0, scalars = add_norm_backward(*grads, *(rest or (None, None, None)))
+    grads = (dtotal, dnormed, dfirst, kept, size)
+    dx, dx0, scalars = add_norm_backward(*grads, *(rest or (None, None, None)), ctx.shift)
     dy = dx if ctx.has_y else None
     if not rest:
-        return dx, dy, None, None, None, None
+        return dx, dy, *(5 * [None])
     dresid, dmix = (part.to(scalar.dtype) for part, scalar in zip(scalars, rest[1:], strict=True))
-    return dx, dy, dx0, dresid, dmix, None
+    return dx, dy, dx0, dresid, dmix, None, None
 
 
 add_norm_forward.register_autograd(_gradient, setup_context=_setup)
@@ -264,8 +285,13 @@ def try_out(device: torch.device) -> None:
     inputs += [torch.tensor(value, device=device) for value in (0.9, 0.2)]
     grads = list(torch.randn((2, 50, 128), **options).unbind())
     grads[0] += inputs[0] + inputs[2]  # or the scalars' gradients would be small sums of noise
-    results = both_ways(lambda *own: add_norm(*own)[:2], inputs, grads)
     exact = [t.float() for t in inputs]
-    wanted = both_ways(lambda *own: add_norm_twin(*own)[:2], exact, grads)
-    pairs = [*zip(results, wanted, strict=True), (add_up(inputs[:3]), sum(exact[:3]))]
-    compare(pairs)
+    compare([(add_up(inputs[:3]), sum(exact[:3]))])
+    for shift in (0, 32):
+
+        def sums(function: Any, *own: Tensor, shift: int = shift) -> list[Tensor]:
+            return list(function(*own, shift=shift)[:2])
+
+        results = both_ways(partial(sums, add_norm), inputs, grads)
+        wanted = both_ways(partial(sums, add_norm_twin), exact, grads)
+        compare(zip(results, wanted, strict=True))
