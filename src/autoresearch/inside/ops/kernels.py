@@ -83,14 +83,17 @@ def split_heads(
     c = tl.load(cos + angle, mask=inside, other=0.0).to(tl.float32)
     s = tl.load(sin + angle, mask=inside, other=0.0).to(tl.float32)
     source = qkv + rows[:, None] * ((H + 2 * G) * D)
-    before, has_before = _before(rows, T, half, inside, (H + 2 * G) * D, HALF, OFFSET)
+    keys, c_key, s_key = source, c, s
+    if OFFSET:
+        keys = qkv + _before(rows, half, N, HALF) * ((H + 2 * G) * D)
+        comes = (half < HALF // 2) | (rows % T > 0)[:, None]
+        c_key, s_key = tl.where(comes, c, 0.0), tl.where(comes, s, 0.0)
     for head in tl.static_range(H + G):
         if head < H:
             left, right, scale = _turned(source + head * D + half, c, s, inside, HALF)
             goal = q + rows[:, None] * (H * D) + head * D + half
         else:
-            place = source + head * D + half - before
-            left, right, scale = _turned(place, c, s, has_before, HALF)
+            left, right, scale = _turned(keys + head * D + half, c_key, s_key, inside, HALF)
             goal = k + rows[:, None] * (G * D) + (head - H) * D + half
         scale *= gain
         tl.store(goal, (left * scale).to(q.dtype.element_ty), mask=inside)
@@ -153,31 +156,28 @@ def split_heads_backward(
     c = tl.load(cos + angle, mask=inside, other=0.0).to(tl.float32)
     s = tl.load(sin + angle, mask=inside, other=0.0).to(tl.float32)
     wide = rows[:, None] * ((H + 2 * G) * D)
-    before, has_before = _before(rows, T, half, inside, (H + 2 * G) * D, HALF, OFFSET)
+    keys, c_key, s_key = wide, c, s
+    if OFFSET:
+        keys = _before(rows, half, N, HALF) * ((H + 2 * G) * D)
+        comes = (half < HALF // 2) | (rows % T > 0)[:, None]
+        c_key, s_key = tl.where(comes, c, 0.0), tl.where(comes, s, 0.0)
     for head in tl.static_range(H + G):
-        own, is_own = wide + head * D + half, inside
-        if head >= H:
-            own, is_own = own - before, has_before
         if head < H:
-            place = dq + rows[:, None] * (H * D) + head * D + half
+            place, own = dq + rows[:, None] * (H * D) + head * D + half, wide + head * D + half
+            c_own, s_own = c, s
         else:
             place = dk + rows[:, None] * (G * D) + (head - H) * D + half
+            own, c_own, s_own = keys + head * D + half, c_key, s_key
         dleft = tl.load(place, mask=inside, other=0.0).to(tl.float32)
         dright = tl.load(place + HALF, mask=inside, other=0.0).to(tl.float32)
-        left, right, scale = _turned(qkv + own, c, s, is_own, HALF)
+        left, right, scale = _turned(qkv + own, c_own, s_own, inside, HALF)
         left, right = left * scale, right * scale
         along = (tl.sum(dleft * left, 1) + tl.sum(dright * right, 1))[:, None] / D
         scale *= gain
         dleft, dright = (dleft - left * along) * scale, (dright - right * along) * scale
-        goal = dqkv + own
-        tl.store(goal, (dleft * c - dright * s).to(dqkv.dtype.element_ty), mask=is_own)
-        tl.store(goal + HALF, (dleft * s + dright * c).to(dqkv.dtype.element_ty), mask=is_own)
-        if OFFSET and head >= H:  # nobody looks at the slower half of the last token of a row
-            is_idle = inside & (rows % T == T - 1)[:, None] & (half >= HALF // 2)
-            goal = dqkv + wide + head * D + half
-            nothing = tl.zeros((ROWS, HALF), dqkv.dtype.element_ty)
-            tl.store(goal, nothing, mask=is_idle)
-            tl.store(goal + HALF, nothing, mask=is_idle)
+        dleft, dright = dleft * c_own - dright * s_own, dleft * s_own + dright * c_own
+        tl.store(dqkv + own, dleft.to(dqkv.dtype.element_ty), mask=inside)
+        tl.store(dqkv + own + HALF, dright.to(dqkv.dtype.element_ty), mask=inside)
     whole = tl.arange(0, D)[None, :]
     for head in tl.static_range(0 if IN_PLACE and not HAS_VALUE else G):
         place = rows[:, None] * (G * D) + head * D + whole
@@ -195,12 +195,14 @@ def split_heads_backward(
 
 
 @triton.jit
-def _before(rows, T, half, inside, WIDTH: tl.constexpr, HALF: tl.constexpr, OFFSET: tl.constexpr):
-    """How far back in memory each channel of a key comes from, and whether it comes at all."""
-    if OFFSET:
-        is_slow = half >= HALF // 2
-        return tl.where(is_slow, WIDTH, 0), inside & ((rows % T > 0)[:, None] | (is_slow == 0))
-    return half * 0, inside
+def _before(rows, half, N, HALF: tl.constexpr):
+    """The row that each channel of a key comes from: its own or, slow ones, the one before.
+
+    The first of all comes from the last. With zeros as cosine and sine, the first token of a row
+    gets 0 and leaves 0 where the last of another row, which nobody looks at, wants it as gradient.
+    """
+    before = tl.where(rows > 0, rows, N)[:, None] - 1
+    return tl.where(half < HALF // 2, rows[:, None], before)
 
 
 @triton.jit
@@ -249,23 +251,20 @@ def add_norm(
     length = tl.sqrt(tl.sum(sums * sums, 1) / C + 1e-6)
     unit = (sums * (1.0 / length)[:, None]).to(normed.dtype.element_ty)
     tl.store(total + place, sums.to(total.dtype.element_ty), mask=inside)
-    goal, has_goal = _after(place, columns, rows, inside, T, C, SHIFT)
-    tl.store(normed + goal, unit, mask=has_goal)
-    if SHIFT > 0:  # nothing comes before the first token
-        is_first = inside & (rows % T == 0)[:, None] & (columns < SHIFT)
-        tl.store(normed + place, tl.zeros_like(unit), mask=is_first)
-    tl.store(size + rows, length, mask=rows < N)
     if FRONT > 0:
         tl.store(first + wide * FRONT + columns, unit, mask=inside & (columns < FRONT))
+    if SHIFT > 0:  # the last token of a row leaves 0 to the first of another
+        place = _after(rows, columns, N, SHIFT) * C + columns
+        unit = tl.where((columns < SHIFT) & (rows % T == T - 1)[:, None], 0.0, unit)
+    tl.store(normed + place, unit, mask=inside)
+    tl.store(size + rows, length, mask=rows < N)
 
 
 @triton.jit
-def _after(place, columns, rows, inside, T, C, SHIFT: tl.constexpr):
-    """Where each channel of a normed token stands, and whether it stands anywhere."""
-    if SHIFT > 0:
-        goal = place + tl.where(columns < SHIFT, C, 0)
-        return goal, inside & ((rows % T < T - 1)[:, None] | (columns >= SHIFT))
-    return place, inside
+def _after(rows, columns, N, SHIFT: tl.constexpr):
+    """The row that each channel goes to: the one after (of the last, the first) or its own."""
+    after = tl.where(rows < N - 1, rows + 1, 0).to(tl.int64)[:, None]
+    return tl.where(columns < SHIFT, after, rows.to(tl.int64)[:, None])
 
 
 @triton.jit
@@ -301,8 +300,10 @@ def add_norm_backward(
     length = tl.load(size + rows, mask=rows < N, other=1.0)[:, None]
     unit = tl.load(normed + place, mask=inside, other=0.0).to(tl.float32)
     unit = unit / length if SHIFT > 0 else unit
-    goal, has_goal = _after(place, columns, rows, inside, T, C, SHIFT)
-    slope = tl.load(dnormed + goal, mask=has_goal, other=0.0).to(tl.float32)
+    goal = _after(rows, columns, N, SHIFT) * C + columns if SHIFT > 0 else place
+    slope = tl.load(dnormed + goal, mask=inside, other=0.0).to(tl.float32)
+    if SHIFT > 0:
+        slope = tl.where((columns < SHIFT) & (rows % T == T - 1)[:, None], 0.0, slope)
     if FRONT > 0:
         is_front = inside & (columns < FRONT)
         more = tl.load(dfirst + wide * FRONT + columns, mask=is_front, other=0.0)
