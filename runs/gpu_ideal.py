@@ -37,6 +37,7 @@ def ideal_of(preset: str) -> None:
         "attention": attention_ms(model, tokens),
         "residual and norm": bytes_ms(residual_bytes(model) * tokens),
         "rotary, QK-norm, value mix": bytes_ms(heads_bytes(model) * tokens),
+        "gates of heads": bytes_ms(gate_bytes(model) * tokens),
         "softcap and cross-entropy": bytes_ms(2 * BF16 * model.head.size(0) * tokens),
         "tables and their gradients": bytes_ms(tables_bytes(model) * tokens),
         "optimizer": optimizer_ms(model),
@@ -98,6 +99,11 @@ def heads_bytes(model: Any) -> int:
     rotary = (model.width + kv) * (2 + 3) * len(model.windows)
     values = kv * (3 + 3) * len(model.value_layers)
     return BF16 * (rotary + values)
+
+
+def gate_bytes(model: Any) -> int:
+    """A token's bytes: what heads saw in and out; backward it and the gradient in, one out."""
+    return BF16 * model.width * (2 + 3) * len(model.windows) if model.head_gate is not None else 0
 
 
 def tables_bytes(model: Any) -> int:

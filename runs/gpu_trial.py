@@ -80,6 +80,13 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--audit", action="store_true", help="audit every run")
     parser.add_argument("--timeline", action="store_true", help="print the seconds of each stage")
+    parser.add_argument(
+        "--holdout-tokens",
+        type=int,
+        default=560_000,
+        help="kept back from training (560000: figures are set beside those of code that keeps "
+        "nothing back)",
+    )
     parser.add_argument("--out", type=Path, help="JSON of all measurements")
     return parser.parse_args()
 
@@ -140,6 +147,7 @@ def open_host(args: argparse.Namespace) -> Host:
     """The corpus prepared and everything else that runs need, said as it is done."""
     began = time.monotonic()
     data = {"corpus": "files", "path": args.corpus, "vocab_size": 8192, "context": 2048}
+    data |= {"score_tokens": 5_600_000, "holdout_tokens": args.holdout_tokens}
     trial = {"budget_s": args.budget[0], "score_rows_per_chunk": args.rows_at_once}
     config = override(Config(), data=data, trial=trial)
     dataset = prepare(config.data, args.home)

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from autoresearch.data import textfiles
 from autoresearch.data.corpus import Corpus, hidden_folders, read_corpus
 from autoresearch.data.document import clean, digest, score_thresholds
 from autoresearch.data.pystdlib import MIN_SCORED_CHARS, PACKAGES, read_pystdlib
@@ -123,6 +124,17 @@ def test_names_pin_splits(tmp_path: Path) -> None:
     assert train_texts(corpus) == texts(40)
     assert sorted(corpus.validation) == texts(43, 40)
     assert sorted(corpus.holdout) == texts(45, 43)
+
+
+def test_holdout_takes_what_it_wants(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A large validation split of its own does not make the holdout larger."""
+    monkeypatch.setattr(textfiles, "pool_chars", lambda tokens: tokens)
+    write_jsonl(tmp_path / "train.jsonl", texts(100))
+    write_jsonl(tmp_path / "val.jsonl", texts(110, 100))
+    for wanted, kept in ((1, 1), (10**6, 5)):
+        settings = DataSettings(corpus="files", path=str(tmp_path), holdout_tokens=wanted)
+        corpus = read_corpus(settings, tmp_path / "cache")
+        assert len(train_texts(corpus)) == 100 - kept
 
 
 def test_one_big_file_is_cut_at_paragraphs(tmp_path: Path) -> None:

@@ -147,11 +147,11 @@ def _choose(
         digests.extend(digest(text) for text in read(path))
         done_bytes += path.stat().st_size
     report("read", total_bytes, total_bytes)
-    frac = min(
-        SCORE_FRAC,
-        pool_chars(max(settings.score_tokens, settings.holdout_tokens)) / max(1, total_bytes),
-    )
-    fracs = (0.0 if pinned["validation"] else frac, 0.0 if pinned["holdout"] else frac)
+    wanted = {"validation": settings.score_tokens, "holdout": settings.holdout_tokens}
+    fracs = [
+        0.0 if pinned[split] else min(SCORE_FRAC, pool_chars(tokens) / max(1, total_bytes))
+        for split, tokens in wanted.items()
+    ]
     validation_bound, holdout_bound = score_thresholds(digests, *fracs)
     chosen: dict[str, dict[int, str]] = {"validation": {}, "holdout": {}}
     for split, paths in pinned.items():
