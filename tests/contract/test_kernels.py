@@ -33,6 +33,11 @@ for vocab, dtype, bound in ((100, torch.float32, 1e-5), (300, torch.bfloat16, 8e
     assert (losses - wanted).abs().max() < 1e-4
     assert (out.double() - grad).norm() / grad.norm() < bound
 
+for dtype, bound in ((torch.float32, 1e-5), (torch.bfloat16, 1e-5)):
+    logits = (torch.randn(3, 7, 301) * 20).to(dtype)
+    off = softcap_ce.shown(logits, 15.0) - softcap_ce.softcap_twin(logits.double(), 15.0)
+    assert off.abs().max() < bound * 15, off.abs().max()
+
 def heads_case(num_rows, has_value, G, dtype):
     angles = torch.randn(21, 1, 16).double()
     cos, sin = angles.cos().to(dtype), angles.sin().to(dtype)

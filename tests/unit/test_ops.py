@@ -234,6 +234,12 @@ def test_fa4_is_wired_right(monkeypatch: pytest.MonkeyPatch) -> None:
             torch.testing.assert_close(got, wanted)
 
 
+def test_softcap_twin_is_train_s(train: ModuleType) -> None:
+    """On a CPU the operator is its twin, which is train.py's."""
+    logits = 30 * double(3, 7, 11)
+    torch.testing.assert_close(softcap_ce.softcap(logits, 15.0), train.softcap(logits))
+
+
 def test_head_loss_twin_is_train_s(train: ModuleType) -> None:
     """On a CPU the operator is its twin, and train.py's chunks compute the same."""
     x, head = double(2, 300, 8).requires_grad_(), double(17, 8).requires_grad_()

@@ -53,6 +53,7 @@ class Run:
         self.seed: int = settings["seed"]
         self.threads: int = settings["threads"]
         self._reserve_s = 0.05
+        self._startup = {"loading": time.monotonic()}  # when each stage before the clock began
         self._started_at = 0.0
         self._calls: deque[float] = deque(maxlen=6)
         self._events: deque[torch.cuda.Event] = deque()
@@ -75,6 +76,7 @@ class Run:
         """Steps inside are free of charge and of consequence: model, optimizer and generators are
         put back.
         """
+        self._startup["saving"] = time.monotonic()
         self._reserve_s = 0.05 + MOST_SLOWER * self._parcel.rehearse(model)
         weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
         moments = _clone_state(optimizer)
@@ -83,7 +85,9 @@ class Run:
         ]
         groups = copy.deepcopy(groups)
         generators = _generator_states(self.device)
+        self._startup["warming up"] = time.monotonic()
         yield
+        self._startup["restoring"] = time.monotonic()
         with torch.no_grad():
             for name, tensor in model.state_dict().items():
                 tensor.copy_(weights[name])
@@ -103,6 +107,10 @@ class Run:
         """
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
+        began = [*self._startup.values(), time.monotonic()]
+        stages = zip(self._startup, pairwise(began), strict=True)
+        parts = ", ".join(f"{name} {end - start:.1f}" for name, (start, end) in stages)
+        print(f"ready after {began[-1] - began[0]:.1f} s: {parts}", flush=True)
         self._channel.send("ready", initial_sum=_plain(self._initial_sum))
         message = self._channel.receive()
         assert message is not None, "without a timeout there is always a message"

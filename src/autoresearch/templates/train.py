@@ -263,7 +263,7 @@ class Operators:
 
     def __init__(self, device, context, windows):
         self.split_heads, self.attend, self.mlp = split_heads, sdpa, relu2_mlp
-        self.lookup, self.head_loss = lookup, head_loss
+        self.lookup, self.head_loss, self.softcap = lookup, head_loss, softcap
         self.add_norm, self.share = add_norm, share
         self.names = {"attend": "sdpa"}
         if device.type == "cuda" and KERNELS:
@@ -403,7 +403,7 @@ class GPT(nn.Module):
         x = ops.add_norm(x, y)[1]
         if targets is not None:
             return ops.head_loss(x, self.head, targets)
-        return softcap(F.linear(x, self.head.to(dtype)))
+        return ops.softcap(F.linear(x, self.head.to(dtype)))
 
     def flops_per_token(self, is_exact=False):
         """Forward and backward FLOPs: the usual formula counts masked keys, the exact does not."""

@@ -9,6 +9,7 @@ torch alone; triton, FlashAttention and quack come with the operators that use t
 from __future__ import annotations
 
 import importlib
+import os
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
@@ -33,6 +34,7 @@ class Operators(Protocol):
     mlp: Any
     lookup: Any
     head_loss: Any
+    softcap: Any
     names: dict[str, str]
 
 
@@ -75,6 +77,7 @@ def install(
     from autoresearch.inside.ops import heads, residual, rotary, softcap_ce, table
 
     operators.head_loss = partial(softcap_ce.head_loss, cap=softcap)
+    operators.softcap = partial(softcap_ce.softcap, cap=softcap)
     operators.lookup = table.lookup
     operators.names |= {"loss": "triton", "lookup": "triton"}
     if rotary.is_supported(head_dim):
@@ -110,6 +113,9 @@ def preload() -> None:
 
     Touches no device. Dynamo is wanted by the first call of an operator, compiled or not.
     """
+    # tvm_ffi asks whether there is a card when it is imported: by default that starts CUDA, and
+    # then no child of this process could use it
+    os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"
     if not Path("/dev/nvidiactl").exists():
         return
     names = ["torch._dynamo", "torch._inductor.compile_fx", "cuda.bindings.driver"]

@@ -53,6 +53,15 @@ def _tanh(x, IS_FAST: tl.constexpr):
 
 
 @triton.jit
+def softcap(logits, out, N, cap, BLOCK: tl.constexpr):
+    """out (N,) float32 = cap * tanh(logits / cap)."""
+    place = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    inside = place < N
+    raw = tl.load(logits + place, mask=inside, other=0.0).to(tl.float32)
+    tl.store(out + place, cap * _tanh(raw / cap, False), mask=inside)
+
+
+@triton.jit
 def split_heads(
     qkv,  # (N, (H + 2 G) 2 HALF)
     cos,  # (T, HALF)

@@ -1,9 +1,10 @@
-"""Head, softcap and cross-entropy in one pass: float32 logits are never stored.
+"""Head, softcap and cross-entropy in one pass: float32 logits are never stored in training.
 
 A chunk of bfloat16 logits comes out of the matrix product; one kernel reads each row once, writes
 its loss, and overwrites the row with the gradient of the mean loss; two more products turn that
 into gradients of hidden states and head. Bytes: one read and one write of bfloat16 logits beside
-the three products.
+the three products. Where logits are to be shown, one kernel caps them: one read of bfloat16, one
+write of float32.
 """
 
 from __future__ import annotations
@@ -20,6 +21,28 @@ CHUNK_TOKENS = 2**16  # logits held at once: 1 GiB at a vocabulary of 8192
 PROGRAMS_A_PROCESSOR = 2  # of 16 warps each: as many as registers allow
 FAST_TANH = True  # by one instruction, off by 2^-11 of its value: bfloat16 logits are off by 2^-9
 MAX_CAP = 70.0  # the kernel takes exp(logits) unshifted; a float32 holds the sum up to here
+
+
+def softcap_twin(logits: Tensor, cap: float) -> Tensor:
+    """The definition: smooth clipping to +-cap, in float32."""
+    return cap * torch.tanh(logits.float() / cap)
+
+
+def softcap(logits: Tensor, cap: float) -> Tensor:
+    """As the twin, which it is on a CPU and where gradients are wanted; (..., V) contiguous."""
+    if logits.device.type == "cpu" or torch.is_grad_enabled():
+        return softcap_twin(logits, cap)
+    return shown(logits, cap)
+
+
+def shown(logits: Tensor, cap: float) -> Tensor:
+    """The kernel's part of `softcap`."""
+    from autoresearch.inside.ops import kernels
+
+    logits = logits.contiguous()
+    out = torch.empty(logits.shape, device=logits.device, dtype=torch.float32)
+    kernels.softcap[(-(-out.numel() // 2048),)](logits, out, out.numel(), cap, BLOCK=2048)
+    return out
 
 
 def head_loss_twin(x: Tensor, head: Tensor, targets: Tensor, cap: float) -> Tensor:
