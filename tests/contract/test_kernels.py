@@ -175,7 +175,7 @@ from autoresearch.inside.ops import kernels
 def narrow(kernel, floats, constants):
     # loads and stores of single bfloat16s in the kernel for Hopper: all should be of eight
     names, kinds = kernel.arg_names, {"N": "i32", "T": "i32", "C": "i32", "num_programs": "i32"}
-    kinds |= {name: "*fp32" for name in floats} | {"gain": "fp32"}
+    kinds |= {name: "*fp32" for name in floats} | {"gain": "fp32", "cap": "fp32"}
     kinds = {n: "constexpr" if n in constants else kinds.get(n, "*bf16") for n in names}
     even = [i for i, n in enumerate(names) if kinds[n][0] == "*" or n in "NTC"]
     attributes = {(i,): [["tt.divisibility", 16]] for i in even}
@@ -186,6 +186,7 @@ def narrow(kernel, floats, constants):
     assert re.search(r"(ld|st).global.*v4", ptx)
     return len(re.findall(r"(ld|st).global[.\\w:]*.b16", ptx))
 
+assert narrow(kernels.softcap, ("out",), {"BLOCK": 2048}) == 0
 heads = {"H": 5, "G": 5, "HALF": 64, "ROWS": 16, "HAS_VALUE": False}
 sums = {"FRONT": 0, "BLOCK": 1024, "HAS_X0": True}
 scalars = ("size", "resid", "mix", "parts")

@@ -11,6 +11,7 @@ import math
 import os
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -27,6 +28,7 @@ from autoresearch.inside.ops import (
     rotary,
     softcap_ce,
     table,
+    trial_call,
 )
 from autoresearch.inside.ops.trial_call import both_ways, compare
 
@@ -232,6 +234,34 @@ def test_fa4_is_wired_right(monkeypatch: pytest.MonkeyPatch) -> None:
             results.append([out, *torch.autograd.grad((out * weight).sum(), (q, k, v))])
         for got, wanted in zip(*results, strict=True):
             torch.testing.assert_close(got, wanted)
+
+
+def test_trials_are_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A trial that went through leaves a note with the compile caches; one that fails does not."""
+    made: list[str] = []
+
+    def fails() -> None:
+        made.append("failed")
+        raise ValueError("off by 1")
+
+    def ask(what: str, trial: Callable[[], None]) -> None:
+        trial_call.once(what, torch.device("cpu"), trial)
+
+    monkeypatch.delenv("TRITON_CACHE_DIR", raising=False)
+    for folder in ("", "", str(tmp_path / "one"), str(tmp_path / "one"), str(tmp_path / "two")):
+        if folder:
+            monkeypatch.setenv("TRITON_CACHE_DIR", folder)
+        ask("heads 128", lambda: made.append("fine"))
+    assert made == 4 * ["fine"]  # without a folder always, then once in each
+    for _ in range(2):
+        with pytest.raises(ValueError, match="off by 1"):
+            ask("heads 64", fails)
+    with torch.no_grad():  # both ways were tried: so was the way forward
+        ask("heads 128", lambda: made.append("forth"))
+        for _ in range(2):
+            ask("mlp", lambda: made.append("forth"))
+    ask("mlp", lambda: made.append("both"))
+    assert made[4:] == ["failed", "failed", "forth", "both"]
 
 
 def test_softcap_twin_is_train_s(train: ModuleType) -> None:

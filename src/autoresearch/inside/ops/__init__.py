@@ -21,6 +21,7 @@ import torch
 from autoresearch.inside.ops import ahead
 from autoresearch.inside.ops import attention as _attention
 from autoresearch.inside.ops import mlp as _mlp
+from autoresearch.inside.ops.trial_call import once
 
 
 class Operators(Protocol):
@@ -77,7 +78,9 @@ def install(
     from autoresearch.inside.ops import heads, residual, rotary, softcap_ce, table
 
     operators.head_loss = partial(softcap_ce.head_loss, cap=softcap)
-    operators.softcap = partial(softcap_ce.softcap, cap=softcap)
+    works = partial(once, "softcap", device, partial(softcap_ce.try_out, device))
+    if _is_fine(operators, "softcap", works):
+        operators.softcap = partial(softcap_ce.softcap, cap=softcap)
     operators.lookup = table.lookup
     operators.names |= {"loss": "triton", "lookup": "triton"}
     if rotary.is_supported(head_dim):
@@ -85,9 +88,11 @@ def install(
         operators.names["rotary"] = "triton"
         if name == "fa4" and heads.ENABLED:
             works = partial(heads.try_out, device, head_dim, min(windows))
-            if _is_fine(operators, "heads", works):
+            what = f"heads {head_dim} {min(windows)}"
+            if _is_fine(operators, "heads", partial(once, what, device, works)):
                 operators.attend_heads = partial(heads.attend_heads, gain=gain)
-    if residual.ENABLED and _is_fine(operators, "residual", partial(residual.try_out, device)):
+    works = partial(once, "residual", device, partial(residual.try_out, device))
+    if residual.ENABLED and _is_fine(operators, "residual", works):
         operators.add_norm = residual.add_norm
         if residual.SHARE:
             operators.share = residual.share

@@ -12,13 +12,14 @@ import importlib
 import importlib.util
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from autoresearch.inside.ops.trial_call import compare
+from autoresearch.inside.ops.trial_call import compare, once
 
 Attend = Callable[[Tensor, Tensor, Tensor, int], Tensor]
 
@@ -58,7 +59,8 @@ def choose(
             break
         try:
             attend = rungs[rung]()
-            _try(attend, device, head_dim, context, windows)
+            what = f"{rung} {head_dim} {context} {sorted(set(windows))}"
+            once(what, device, partial(_try, attend, device, head_dim, context, windows))
         except Exception as error:  # noqa: BLE001 - whatever a library throws, the next rung is tried
             reasons.append(f"{rung}: {type(error).__name__}: {error}".splitlines()[0][:120])
             continue

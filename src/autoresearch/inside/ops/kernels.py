@@ -53,7 +53,7 @@ def _tanh(x, IS_FAST: tl.constexpr):
 
 
 @triton.jit
-def softcap(logits, out, N, cap, BLOCK: tl.constexpr):
+def softcap(logits, out, N: tl.int64, cap, BLOCK: tl.constexpr):
     """out (N,) float32 = cap * tanh(logits / cap)."""
     place = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = place < N

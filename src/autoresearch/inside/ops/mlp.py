@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import importlib
 import os
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from autoresearch.inside.ops.machine import num_processors
-from autoresearch.inside.ops.trial_call import compare
+from autoresearch.inside.ops.trial_call import compare, once
 
 BACKENDS = ("quack", "triton")  # best first; leave one out to do without it
 # quack's tiles: (rows, columns, ping-pong, cluster rows, cluster columns, swap); (): its default
@@ -38,7 +38,7 @@ def choose(device: torch.device) -> tuple[str, str]:
     reasons = []
     for backend in BACKENDS:
         try:
-            _try(backend, device)
+            once(f"mlp {backend}", device, partial(_try, backend, device))
         except Exception as error:  # noqa: BLE001 - whatever a library throws, the next is tried
             text = str(error).splitlines() or [""]
             reasons.append(f"{backend}: {type(error).__name__}: {text[0]}"[:120])

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from autoresearch.inside.ops.machine import num_processors
+from autoresearch.inside.ops.trial_call import compare
 
 CHUNK_TOKENS = 2**16  # logits held at once: 1 GiB at a vocabulary of 8192
 PROGRAMS_A_PROCESSOR = 2  # of 16 warps each: as many as registers allow
@@ -43,6 +44,12 @@ def shown(logits: Tensor, cap: float) -> Tensor:
     out = torch.empty(logits.shape, device=logits.device, dtype=torch.float32)
     kernels.softcap[(-(-out.numel() // 2048),)](logits, out, out.numel(), cap, BLOCK=2048)
     return out
+
+
+def try_out(device: torch.device) -> None:
+    """`shown` on a small input, so that it is compiled too; raises if it is not the twin's."""
+    logits = torch.linspace(-60.0, 60.0, 4096, device=device).bfloat16()
+    compare([(shown(logits, 15.0), softcap_twin(logits, 15.0))])
 
 
 def head_loss_twin(x: Tensor, head: Tensor, targets: Tensor, cap: float) -> Tensor:

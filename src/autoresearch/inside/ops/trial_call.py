@@ -1,4 +1,5 @@
-"""Whether an operator gives here what its twin gives: asked once, before training relies on it.
+"""Whether an operator gives here what its twin gives: asked before training relies on it, and once
+for a set of compile caches.
 
 A process that only scores builds its model without gradients; it asks for the way forward alone, as
 kernels of the way back would be compiled for nothing there.
@@ -6,12 +7,41 @@ kernels of the way back would be compiled for nothing there.
 
 from __future__ import annotations
 
+import hashlib
+import os
 from collections.abc import Callable, Iterable, Sequence
+from functools import cache
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 TOLERANCE = 0.02  # in bfloat16, relative to the twin's norm
+
+
+def once(what: str, device: torch.device, trial: Callable[[], None]) -> None:
+    """Call `trial`, unless it went through before and nothing has changed.
+
+    A note lies with what Triton compiled, of `what`, the ways that were tried, the chip, torch and
+    the source text of all operators.
+    """
+    folder = os.environ.get("TRITON_CACHE_DIR")
+    chip = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
+    told = f"{what} {chip} {torch.__version__} {_sources()}"
+    note = Path(folder or "", "trials", hashlib.sha256(told.encode()).hexdigest())
+    forth, both = note.with_suffix(".forth"), note.with_suffix(".both")
+    if folder and (both.exists() or (forth.exists() and not torch.is_grad_enabled())):
+        return
+    trial()
+    if folder:
+        note.parent.mkdir(parents=True, exist_ok=True)
+        (both if torch.is_grad_enabled() else forth).touch()
+
+
+@cache
+def _sources() -> str:
+    texts = (path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py")))
+    return hashlib.sha256(b"".join(texts)).hexdigest()
 
 
 def compare(pairs: Iterable[tuple[Tensor, Tensor]], what: str = "") -> None:
