@@ -95,6 +95,7 @@ def test_shared_and_compiled_weights_arrive(fd: int) -> None:
 def test_the_place_is_used_again(fd: int) -> None:
     """After a rehearsal the bytes are those of the last call, also where the model changed size."""
     model, parcel = nn.Linear(5, 3), Parcel(fd)
+    parcel.make_room(model)()
     assert parcel.rehearse(model) > 0
     before = content(fd)
     with torch.no_grad():

@@ -26,6 +26,7 @@ from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import pairwise
+from threading import Thread
 from typing import Any, NoReturn
 
 import torch
@@ -77,7 +78,7 @@ class Run:
         put back.
         """
         self._startup["saving"] = time.monotonic()
-        self._reserve_s = 0.05 + MOST_SLOWER * self._parcel.rehearse(model)
+        room = Thread(target=self._parcel.make_room(model))
         weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
         moments = _clone_state(optimizer)
         groups = [
@@ -86,8 +87,10 @@ class Run:
         groups = copy.deepcopy(groups)
         generators = _generator_states(self.device)
         self._startup["warming up"] = time.monotonic()
+        room.start()
         yield
         self._startup["restoring"] = time.monotonic()
+        room.join()
         with torch.no_grad():
             for name, tensor in model.state_dict().items():
                 tensor.copy_(weights[name])
@@ -96,6 +99,7 @@ class Run:
             group.update(saved)
         optimizer.zero_grad(set_to_none=True)
         _restore_generators(self.device, generators)
+        self._reserve_s = 0.05 + MOST_SLOWER * self._parcel.rehearse(model)
         self._initial_sum = sum(float(tensor.double().sum()) for tensor in weights.values())
 
     def start(self) -> list[Tensor]:

@@ -14,6 +14,7 @@ import math
 import mmap
 import os
 import time
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -44,11 +45,22 @@ class Parcel:
         self.fd = fd
         self._view: mmap.mmap | None = None
 
-    def rehearse(self, model: nn.Module) -> float:
-        """Write the weights as they are, twice, so that all pages are there; seconds of the second
-        time.
+    def make_room(self, model: nn.Module) -> Callable[[], None]:
+        """A call that touches every page that the weights will need; it may run in a thread.
+
+        It leaves the device alone, which may be capturing a graph meanwhile.
         """
-        self.write(model)
+        tensors, header = _describe(model)
+        view = self._room(_places(tensors, len(header))[1])
+        pages = torch.frombuffer(view, dtype=torch.uint8)[:: mmap.PAGESIZE]
+
+        def touch() -> None:
+            pages.zero_()
+
+        return touch
+
+    def rehearse(self, model: nn.Module) -> float:
+        """Write the weights as they are; seconds."""
         began = time.perf_counter()
         self.write(model)
         return time.perf_counter() - began
