@@ -98,7 +98,7 @@ def time_tiles(
     """The Triton kernel with one tile shape."""
     from triton.tools.tensor_descriptor import TensorDescriptor
 
-    from autoresearch.inside.ops import kernels
+    from autoresearch.inside.ops.kernels import mlp as kernels
 
     rows, columns, depth, stages, warps = tiles
     (M, K), N = a.shape, len(b)
@@ -119,7 +119,8 @@ def time_tiles(
 
 def time_head_loss() -> None:
     """N=262144 rows, V=8192."""
-    from autoresearch.inside.ops import kernels, softcap_ce
+    from autoresearch.inside.ops import softcap_ce
+    from autoresearch.inside.ops.kernels import softcap_ce as kernels
 
     N, C, V = 2**18, 512, 8192
     x, head = normal(N, C), normal(V, C, dtype=torch.float32, scale=0.05)
@@ -189,7 +190,7 @@ def time_lookup() -> None:
 
 def time_segment_sum(tokens: torch.Tensor, grad: torch.Tensor, vocab: int) -> None:
     """The kernel alone with several block shapes, and the sort."""
-    from autoresearch.inside.ops import kernels
+    from autoresearch.inside.ops.kernels import table as kernels
 
     ids, order = tokens.flatten().int().sort()
     grad = grad.flatten(0, -2).contiguous()

@@ -170,7 +170,7 @@ import re
 from triton import compile
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from autoresearch.inside.ops import kernels
+from autoresearch.inside.ops.kernels import residual, rotary, softcap_ce
 
 def narrow(kernel, floats, constants):
     # loads and stores of single bfloat16s in the kernel for Hopper: all should be of eight
@@ -186,19 +186,19 @@ def narrow(kernel, floats, constants):
     assert re.search(r"(ld|st).global.*v4", ptx)
     return len(re.findall(r"(ld|st).global[.\\w:]*.b16", ptx))
 
-assert narrow(kernels.softcap, ("out",), {"BLOCK": 2048}) == 0
+assert narrow(softcap_ce.softcap, ("out",), {"BLOCK": 2048}) == 0
 heads = {"H": 5, "G": 5, "HALF": 64, "ROWS": 16, "HAS_VALUE": False}
 sums = {"FRONT": 0, "BLOCK": 1024, "HAS_X0": True}
 scalars = ("size", "resid", "mix", "parts")
 for offset in (True, False):
     more = {**heads, "OFFSET": offset}
-    assert narrow(kernels.split_heads, (), {**more, "WRITES_VALUES": False}) == 0
-    assert narrow(kernels.split_heads_backward, (), {**more, "IN_PLACE": True}) == 0
+    assert narrow(rotary.split_heads, (), {**more, "WRITES_VALUES": False}) == 0
+    assert narrow(rotary.split_heads_backward, (), {**more, "IN_PLACE": True}) == 0
 for shift in (160, 0):
     more = {**sums, "SHIFT": shift}
-    assert narrow(kernels.add_norm, scalars, {**more, "ROWS": 8, "HAS_Y": True}) == 0
+    assert narrow(residual.add_norm, scalars, {**more, "ROWS": 8, "HAS_Y": True}) == 0
     more = {**more, "ROWS": 4, "HAS_TOTAL": True}
-    assert narrow(kernels.add_norm_backward, scalars, more) == 0
+    assert narrow(residual.add_norm_backward, scalars, more) == 0
 print("fine")
 """
 

@@ -23,6 +23,8 @@ from autoresearch.inside.ops import attention as _attention
 from autoresearch.inside.ops import mlp as _mlp
 from autoresearch.inside.ops.trial_call import once
 
+KERNELS = ("mlp", "residual", "rotary", "softcap_ce", "table")  # modules of Triton kernels
+
 
 class Operators(Protocol):
     """What train.py lets us replace; `names` tells the reader what is in use."""
@@ -124,7 +126,8 @@ def preload() -> None:
     if not Path("/dev/nvidiactl").exists():
         return
     names = ["torch._dynamo", "torch._inductor.compile_fx", "cuda.bindings.driver"]
-    for name in (*names, "autoresearch.inside.ops.kernels", "flash_attn.cute.interface"):
+    names += [f"{__name__}.kernels.{name}" for name in KERNELS]
+    for name in (*names, "flash_attn.cute.interface"):
         with suppress(Exception):  # whatever is missing or broken: `install` finds out
             importlib.import_module(name)
     with suppress(Exception):

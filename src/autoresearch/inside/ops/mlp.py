@@ -169,7 +169,7 @@ def gemm_relu2(a: Tensor, b: Tensor, squares: Tensor | None = None) -> Tensor:
     """
     from triton.tools.tensor_descriptor import TensorDescriptor
 
-    from autoresearch.inside.ops import kernels
+    from autoresearch.inside.ops.kernels import mlp as kernels
 
     (M, K), N = a.shape, len(b)
     out = torch.empty((M, N), device=a.device, dtype=a.dtype)

@@ -88,7 +88,7 @@ def add_norm_forward(
     shift: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Sum, normed sum, its first channels, and the length (...) in float32 that parts the two."""
-    from autoresearch.inside.ops import kernels
+    from autoresearch.inside.ops.kernels import residual as kernels
 
     x, C = x.contiguous(), x.size(-1)
     total, normed, first, size = _outputs(x, front)
@@ -157,7 +157,7 @@ def add_norm_backward(
 
     With a shift `normed` is the sum before the norm.
     """
-    from autoresearch.inside.ops import kernels
+    from autoresearch.inside.ops.kernels import residual as kernels
 
     C, num, front = normed.size(-1), size.numel(), 0 if dfirst is None else dfirst.size(-1)
     num_programs = -(-num // ROWS_BACK)
@@ -263,7 +263,7 @@ class _Share(torch.autograd.Function):
 
 def add_up(summands: list[Tensor]) -> Tensor | None:
     """The sum of tensors of one shape, in few passes; None of none."""
-    from autoresearch.inside.ops import kernels
+    from autoresearch.inside.ops.kernels import residual as kernels
 
     if not summands:
         return None

@@ -106,7 +106,7 @@ def launch_forward(
     writes_values: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """q (B, T, H, D), k and v (B, T, G, D), each contiguous; v is a stub if not written."""
-    from autoresearch.inside.ops import kernels
+    from autoresearch.inside.ops.kernels import rotary as kernels
 
     B, T, H, G, D = _shapes(qkv, cos, num_heads)
     qkv = qkv.contiguous()
@@ -150,7 +150,7 @@ def launch_backward(
     dqkv: Tensor,
 ) -> tuple[Tensor, Tensor]:
     """Fill dqkv, whose part of the values is there already if dv is None; dopening and dvalue."""
-    from autoresearch.inside.ops import kernels
+    from autoresearch.inside.ops.kernels import rotary as kernels
 
     B, T, H, G, D = _shapes(qkv, cos, dq.size(2))
     has_value = value is not None

@@ -38,7 +38,7 @@ def softcap(logits: Tensor, cap: float) -> Tensor:
 
 def shown(logits: Tensor, cap: float) -> Tensor:
     """The kernel's part of `softcap`."""
-    from autoresearch.inside.ops import kernels
+    from autoresearch.inside.ops.kernels import softcap_ce as kernels
 
     logits = logits.contiguous()
     out = torch.empty(logits.shape, device=logits.device, dtype=torch.float32)
@@ -102,7 +102,7 @@ def loss_and_gradient(
     """
     import triton
 
-    from autoresearch.inside.ops import kernels
+    from autoresearch.inside.ops.kernels import softcap_ce as kernels
 
     num_rows, vocab = logits.shape
     is_cuda = logits.device.type == "cuda"

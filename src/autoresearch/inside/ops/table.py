@@ -54,7 +54,7 @@ def add_rows(grad: Tensor, ids: Tensor, order: Tensor, table: Tensor) -> None:
     """table[ids[i]] += grad[order[i]]: grad (N, K), ids (N,) sorted, table (V, K) float32."""
     import triton
 
-    from autoresearch.inside.ops import kernels
+    from autoresearch.inside.ops.kernels import table as kernels
 
     grad = grad.contiguous()
     num_tokens, width = grad.shape
