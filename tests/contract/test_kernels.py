@@ -161,6 +161,13 @@ for dtype, bound in ((torch.float32, 1e-6), (torch.float16, 2e-3)):
     assert (up.double() - wanted).norm() / wanted.norm() < bound
     down, slope = mlp.gemm_relu2(a, b, up), product * 2 * up.double().sqrt()
     assert (down.double() - slope).norm() / slope.norm() < bound
+    for leak in (0.5, 1.0):  # kept by side in the last bit, so one bit less exact
+        up = mlp.gemm_relu2(a, b, leak=leak)
+        wanted = torch.nn.functional.leaky_relu(product, leak).square()
+        assert (up.double() - wanted).norm() / wanted.norm() < bound
+        slope = 2 * torch.where(product < 0, leak**2, 1) * product
+        down = mlp.gemm_relu2(a, b, up, leak)
+        assert (down.double() - product * slope).norm() / (product * slope).norm() < 2 * bound
 print("fine")
 """
 
@@ -170,7 +177,7 @@ import re
 from triton import compile
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from autoresearch.inside.ops.kernels import residual, rotary, softcap_ce
+from autoresearch.inside.ops.kernels import mlp, residual, rotary, softcap_ce
 
 def narrow(kernel, floats, constants):
     # loads and stores of single bfloat16s in the kernel for Hopper: all should be of eight

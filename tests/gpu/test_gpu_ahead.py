@@ -19,9 +19,8 @@ from autoresearch.inside.ops import ahead
 
 ops.preload()
 assert not torch.cuda.is_initialized(), "imports alone started CUDA"
-ahead.compile_all(
-    device=torch.device("cuda"), head_dim=128, context=512, windows=[128, 512], is_scored=False
-)
+shape = {"device": torch.device("cuda"), "head_dim": 128, "context": 512, "windows": [128, 512]}
+ahead.compile_all(**shape, leak=0.0, is_scored=False)
 assert not torch.cuda.is_initialized(), "the children have the card, not we"
 """
 

@@ -121,7 +121,8 @@ def test_head_loss(num: int, width: int, vocab: int) -> None:
 
 @pytest.mark.parametrize("backend", ["quack", "triton", "torch"])
 @pytest.mark.parametrize(("num", "width"), [(333, 128), (1000, 640)])
-def test_mlp(backend: str, num: int, width: int) -> None:
+@pytest.mark.parametrize("leak", [0.0, 0.5, 1.0])
+def test_mlp(backend: str, num: int, width: int, leak: float) -> None:
     """Output and three gradients."""
     if backend != "torch" and torch.cuda.get_device_capability()[0] != 9:
         pytest.skip("made for Hopper")
@@ -130,7 +131,10 @@ def test_mlp(backend: str, num: int, width: int) -> None:
     inputs = [normal(num, width), normal(4 * width, width, scale=0.1)]
     inputs.append(normal(width, 4 * width, scale=0.1))
     assert_agree(
-        lambda *t: mlp.relu2_mlp(*t, backend), lambda *t: mlp.relu2_mlp_twin(*t), inputs, 1e-2
+        lambda *t: mlp.relu2_mlp(*t, backend, leak),
+        lambda *t: mlp.relu2_mlp_twin(*t, leak),
+        inputs,
+        1e-2,
     )
 
 

@@ -172,7 +172,7 @@ class TestAhead:
 
     def test_what_is_only_scored_compiles_the_way_forward_alone(self) -> None:
         """Each window once, the way back of each for training."""
-        shape = {"device": torch.device("cpu"), "head_dim": 16, "context": 64}
+        shape = {"device": torch.device("cpu"), "head_dim": 16, "context": 64, "leak": 0.0}
         windows = [16, 16, 64]
         assert len(ahead.list_calls(**shape, windows=windows, is_scored=True)) == 3
         assert len(ahead.list_calls(**shape, windows=windows, is_scored=False)) == 6
@@ -308,12 +308,13 @@ def test_add_norm_twin_is_train_s(train: ModuleType, shift: int) -> None:
         torch.testing.assert_close(got, wanted)
 
 
-def test_mlp_keeps_only_squares() -> None:
+@pytest.mark.parametrize("leak", [0.0, 0.5, 1.0])
+def test_mlp_keeps_only_squares(leak: float) -> None:
     """The operator's own backward pass, from squared activations, is the twin's: float64."""
     x, fc, proj = (double(*shape).requires_grad_() for shape in ((2, 5, 6), (24, 6), (6, 24)))
     weight = double(2, 5, 6)
-    out = mlp.relu2_mlp(x, fc, proj, "torch")
-    wanted = mlp.relu2_mlp_twin(x, fc, proj)
+    out = mlp.relu2_mlp(x, fc, proj, "torch", leak)
+    wanted = mlp.relu2_mlp_twin(x, fc, proj, leak)
     torch.testing.assert_close(out, wanted)
     got = torch.autograd.grad((out * weight).sum(), (x, fc, proj))
     for a, b in zip(got, torch.autograd.grad((wanted * weight).sum(), (x, fc, proj)), strict=True):
@@ -323,7 +324,7 @@ def test_mlp_keeps_only_squares() -> None:
 def test_mlp_operator_is_well_formed() -> None:
     """Schema, fake implementation and autograd registration agree with the real one."""
     x, fc, proj = (torch.randn(shape).requires_grad_() for shape in ((10, 6), (24, 6), (6, 24)))
-    torch.library.opcheck(mlp.relu2_forward, (x, fc, proj, "torch"))
+    torch.library.opcheck(mlp.relu2_forward, (x, fc, proj, "torch", 0.5))
 
 
 def test_lookup_is_the_twin_and_train_s(train: ModuleType) -> None:

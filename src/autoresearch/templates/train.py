@@ -29,6 +29,7 @@ WIDTH = 0  # channels of the residual stream, rounded up to whole heads; 0: 64 x
 HEAD_DIM = 128  # channels an attention head
 KV_HEADS = 0  # key/value heads, taken down to a divisor of the query heads; 0: as many as those
 MLP_SHIFT = 0.0  # share of the MLP's input channels that are the token before's [0.0, 0.5]
+MLP_LEAK = 0.0  # slope of the MLP's ReLU below zero, squared like the rest [0.0, 1.0]
 MLP_RATIO = 4  # hidden channels of the MLP, times width [2, 6]
 WINDOW_PATTERN = "SSSL"  # short and long layers in turn, last long {"SSSL", "SSSSL", "SL", "L"}
 SHORT_WINDOW = 0.5  # how far back an S layer sees, share of the context [0.0625, 1.0] log
@@ -179,8 +180,8 @@ def share(x, num):
 
 
 def relu2_mlp(x, fc, proj):
-    """C -> 4C -> C with ReLU squared: x (B, T, C), fc (4C, C), proj (C, 4C)."""
-    return F.linear(F.relu(F.linear(x, fc)).square(), proj)
+    """C -> 4C -> C with (leaky) ReLU squared: x (B, T, C), fc (4C, C), proj (C, 4C)."""
+    return F.linear(F.leaky_relu(F.linear(x, fc), MLP_LEAK).square(), proj)
 
 
 def lookup(tokens, embedding, values):
@@ -273,7 +274,8 @@ class Operators:
                 self.names["note"] = f"no fast operators: {error}"
                 return
             shape = {"head_dim": HEAD_DIM, "context": context, "windows": windows}
-            ops.install(self, device, attention=ATTENTION, softcap=SOFTCAP, gain=QK_GAIN, **shape)
+            shape |= {"softcap": SOFTCAP, "gain": QK_GAIN, "leak": MLP_LEAK}
+            ops.install(self, device, attention=ATTENTION, **shape)
 
     def attend_heads(self, qkv, cos, sin, num_heads, opening, value, window, offset):
         """Attention on the product of a layer; see split_heads."""

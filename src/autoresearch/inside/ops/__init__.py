@@ -49,6 +49,7 @@ def install(
     head_dim: int,
     softcap: float,
     gain: float,
+    leak: float,
     context: int,
     windows: Sequence[int],
 ) -> None:
@@ -61,6 +62,7 @@ def install(
         head_dim: channels of an attention head.
         softcap: the bound of the logits.
         gain: factor on normed queries and keys.
+        leak: slope of the MLP's ReLU below zero.
         context: tokens of a training row.
         windows: how far back each layer sees, tokens.
     """
@@ -69,6 +71,7 @@ def install(
         head_dim=head_dim,
         context=context,
         windows=windows,
+        leak=leak,
         is_scored=not torch.is_grad_enabled(),
     )
     attend, name = _attention.choose(attention, device, head_dim, context, windows)
@@ -98,10 +101,10 @@ def install(
         operators.add_norm = residual.add_norm
         if residual.SHARE:
             operators.share = residual.share
-    backend, reason = _mlp.choose(device)
+    backend, reason = _mlp.choose(device, leak)
     operators.names["mlp"] = f"{backend or 'torch'} ({reason})" if reason else backend
     if backend:
-        operators.mlp = partial(_mlp.relu2_mlp, backend=backend)
+        operators.mlp = partial(_mlp.relu2_mlp, backend=backend, leak=leak)
 
 
 def _is_fine(operators: Operators, part: str, trial: Callable[[], None]) -> bool:

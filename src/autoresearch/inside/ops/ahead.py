@@ -68,7 +68,12 @@ def compile_all(**shape: Any) -> None:
 
 
 def list_calls(
-    device: torch.device, head_dim: int, context: int, windows: Sequence[int], is_scored: bool
+    device: torch.device,
+    head_dim: int,
+    context: int,
+    windows: Sequence[int],
+    leak: float,
+    is_scored: bool,
 ) -> list[Callable[[], object]]:
     """Calls that compile at least one kernel each; the way back is not for what is only scored."""
     calls: list[Callable[[], object]] = []
@@ -76,9 +81,9 @@ def list_calls(
         calls.append(partial(attention.try_forward, device, head_dim, context, window))
         if not is_scored:
             calls.append(partial(attention.try_backward, device, head_dim, context, window))
-    calls.append(partial(mlp.try_up, "quack", device))
+    calls.append(partial(mlp.try_up, "quack", device, leak))
     if not is_scored:
-        calls.append(partial(mlp.try_down, "quack", device))
+        calls.append(partial(mlp.try_down, "quack", device, leak))
     return calls
 
 

@@ -40,7 +40,7 @@ def once(what: str, device: torch.device, trial: Callable[[], None]) -> None:
 
 @cache
 def _sources() -> str:
-    texts = (path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py")))
+    texts = (path.read_bytes() for path in sorted(Path(__file__).parent.rglob("*.py")))
     return hashlib.sha256(b"".join(texts)).hexdigest()
 
 
