@@ -117,7 +117,8 @@ class TestAhead:
 
     @pytest.fixture
     def folder(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-        """An empty cache, on a machine that has the library."""
+        """A cache without kernels, as it is once the library was imported."""
+        (tmp_path / "cache" / "digest" / "fwd").mkdir(parents=True)
         monkeypatch.setenv(ahead.FOLDER, str(tmp_path / "cache"))
         monkeypatch.setitem(sys.modules, ahead.LIBRARY, sys)
         monkeypatch.setattr(ahead, "_helper", None)
@@ -150,8 +151,7 @@ class TestAhead:
         self, monkeypatch: pytest.MonkeyPatch, folder: Path
     ) -> None:
         """A warm start shall not wait for anything."""
-        (folder / "cache").mkdir()
-        (folder / "cache" / "kernel.o").touch()
+        (folder / "cache" / "digest" / "fwd" / "kernel.o").touch()
         monkeypatch.setattr(ahead, "list_calls", lambda: [(folder / "called").touch])
         ahead.stand_by()
         ahead.compile_all()

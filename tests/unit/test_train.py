@@ -10,7 +10,6 @@ import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
-from itertools import pairwise
 from pathlib import Path
 from types import CodeType, ModuleType
 from typing import Any
@@ -561,66 +560,8 @@ def test_slow_step_cuts_the_batch(
     run = FakeRun()
     run.budget_s = 20.0  # a step takes 10 s, four must fit: half the batch
     model = train.build_model(run)
-    late, early = train.warm_up(run, model, train.make_optimizer(model))
-    assert math.prod(late) == 4
-    assert early == late
+    assert math.prod(train.warm_up(run, model, train.make_optimizer(model))) == 4
     assert "cutting the batch to 4 rows" in capsys.readouterr().out
-
-
-def test_small_batches_first(train: ModuleType) -> None:
-    """A share of the budget runs on smaller batches at lower rates; both shapes are warmed up."""
-    train.EARLY_SHARE, train.EARLY_BATCH, train.MICRO_BATCH = 0.45, 0.25, 8
-    train.WARMDOWN_RATIO = 0.0
-    shapes: list[tuple[int, int]] = []
-    real = train.train_step
-
-    def train_step(model: Any, optimizer: Any, rows: Any, micro: int, accumulation: int) -> Any:
-        shapes.append((micro, accumulation))
-        return real(model, optimizer, rows, micro, accumulation)
-
-    train.train_step = train_step
-    run = run_main(train, FakeRun(num_steps=10))
-    assert shapes == [(8, 1), (2, 1)] + [(2, 1)] * 5 + [(8, 1)] * 5
-    tokens = [2 * CONTEXT * n for n in range(1, 6)] + [(10 + 8 * n) * CONTEXT for n in range(1, 6)]
-    assert [report["tokens"] for report in run.reports] == tokens
-    assert run.facts["total_tokens_M"] == pytest.approx(tokens[-1] / 1e6)
-    assert [report["lr"] for report in run.reports] == [0.5] * 5 + [1.0] * 5
-
-
-def test_small_batches_may_share_a_shape(train: ModuleType) -> None:
-    """If the small batch is one micro-batch of the large one, nothing more is warmed up."""
-    train.EARLY_SHARE, train.EARLY_BATCH, train.WARMUP_STEPS = 0.5, 0.5, 1
-    model = train.build_model(FakeRun())
-    optimizer = train.make_optimizer(model)
-    assert train.warm_up(FakeRun(), model, optimizer) == ((4, 2, 1), (4, 1, 1))
-    assert optimizer.param_groups[0]["step"] == 1
-
-
-def test_few_layers_first(train: ModuleType) -> None:
-    """Layers that join later stay as they are till then, cost nothing, and learn afterwards."""
-    train.EARLY_SHARE, train.EARLY_EVERY, train.WARMDOWN_RATIO = 0.45, 3, 0.0
-    banks: list[torch.Tensor] = []
-
-    class Watched(FakeRun):
-        def report(self, **facts: Any) -> None:
-            super().report(**facts)
-            banks.append(self.model.fc.detach().clone())
-
-    run, real = Watched(num_steps=10), train.build_model
-
-    def build_model(given: Any) -> torch.nn.Module:
-        run.model = real(given)
-        return run.model
-
-    train.build_model = build_model
-    run_main(train, run)
-    changed = [[i for i in range(4) if not torch.equal(a[i], b[i])] for a, b in pairwise(banks)]
-    assert changed == [[0, 3]] * 4 + [[0, 1, 2, 3]] * 5
-    assert run.model.stride == 1
-    assert list(run.model.used_layers()) == [0, 1, 2, 3]
-    whole = run.model.flops_per_token()
-    run.model.stride = 3
-    assert 0.5 < run.model.flops_per_token() / whole < 0.6
 
 
 LEADS: dict[str, dict[str, Any]] = {

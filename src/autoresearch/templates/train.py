@@ -78,10 +78,6 @@ WARMUP_RATIO = 0.0  # rising learning rate, share of the budget [0.0, 0.1]
 WARMDOWN_RATIO = 0.5  # falling learning rate, share of the budget [0.2, 0.9]
 FINAL_LR_FRAC = 0.0  # learning rate at the end, share of the peak [0.0, 0.1]
 TOTAL_BATCH = 256  # rows an optimizer step; x context 2048 = 2^19 tokens [8, 256] log
-EARLY_SHARE = 0.0  # share of the budget that trains fewer layers or smaller batches; up to 0.6
-EARLY_EVERY = 1  # from one of those layers to the next, counted from the last, 1: all; 2 to 4
-EARLY_BATCH = 1.0  # those batches, share of TOTAL_BATCH; worth trying 0.25 to 0.5
-BATCH_LR_POWER = 0.5  # their learning rates: share of the batch to this power; 0.4 to 1.0
 MICRO_BATCH = 128  # rows at once; smaller if memory demands it, with the same total
 
 # Machine
@@ -355,7 +351,6 @@ class GPT(nn.Module):
         for name in ("cos", "sin"):
             table = torch.empty(context, 1, D // 2, dtype=torch.bfloat16)
             self.register_buffer(name, table, persistent=False)
-        self.stride = 1  # from one layer in use to the next, counted from the last
         self.block = block  # main() compiles it
 
     @torch.no_grad()
@@ -379,10 +374,6 @@ class GPT(nn.Module):
         self.cos.copy_(angles.cos())
         self.sin.copy_(angles.sin())
 
-    def used_layers(self):
-        """All layers, or while the model is shallow some; the others start as no change at all."""
-        return range((DEPTH - 1) % self.stride, DEPTH, self.stride)
-
     def forward(self, tokens, targets=None):
         """Logits (B, T, V) in float32, or the mean loss in nats if there are targets."""
         T, L, dtype, ops = tokens.size(1), len(self.windows), self.precision, self.operators
@@ -402,7 +393,7 @@ class GPT(nn.Module):
             x0 = x0 + found
         x, *copies = ops.share(x0, 1 + L)
         y = None
-        for i in self.used_layers():
+        for i in range(L):
             value, gate = values.get(i, (None, None))
             head_gate = self.head_gate[i].to(dtype) if HEAD_GATE else None
             weights = (*matrices[i], gate, head_gate)
@@ -416,10 +407,10 @@ class GPT(nn.Module):
     def flops_per_token(self, is_exact=False):
         """Forward and backward FLOPs: the usual formula counts masked keys, the exact does not."""
         T = self.context
-        size, keys = self.gate.numel() + self.head.numel(), 0.0
-        for i in self.used_layers():
-            size += sum(p[i].numel() for p in (self.q, self.kv, self.out, self.fc, self.proj))
-            window = min(self.windows[i], T)
+        matrices = (self.q, self.kv, self.out, self.fc, self.proj, self.gate, self.head)
+        size, keys = sum(p.numel() for p in matrices), 0.0
+        for window in self.windows:
+            window = min(window, T)
             keys += sum(min(t, window) + 1 for t in range(T)) / T if is_exact else window
         return 6 * size + 12 * self.width * keys
 
@@ -469,8 +460,8 @@ def muon_rule(p, grad, momentum, square, rate, decay, beta, beta2, dtype):
     before = mean_square.sum(dim=(-2, -1), keepdim=True)
     after = (mean_square * scale.square()).sum(dim=(-2, -1), keepdim=True)
     update = update * scale * (before / after.clamp_min(1e-10)).sqrt()
-    # cautious: decay only where it pulls the way the update does, and never what is not in use
-    p.copy_(p - rate * update - rate * decay * p * (update * p > 0))
+    # cautious: decay only where it pulls the way the update does
+    p.copy_(p - rate * update - rate * decay * p * (update * p >= 0))
 
 
 class MuonAdamW(torch.optim.Optimizer):
@@ -587,9 +578,9 @@ def learning_rate(progress):
     return min(1.0, FINAL_LR_FRAC + (1.0 - FINAL_LR_FRAC) * max(0.0, left))
 
 
-def schedule(optimizer, progress, step, batch=1.0):
-    """Set what changes by clock, steps and batch (share of the total). Returns the multiplier."""
-    multiplier = learning_rate(progress) * batch**BATCH_LR_POWER
+def schedule(optimizer, progress, step):
+    """Set what changes by clock and by steps. Returns the learning rate's multiplier."""
+    multiplier = learning_rate(progress)
     ramp = min(1.0, step / max(1, MOMENTUM_RAMP))
     cooled = max(0.0, 1.0 - (1.0 - progress) / WARMDOWN_RATIO) if WARMDOWN_RATIO else 0.0
     for group in optimizer.param_groups:
@@ -635,7 +626,7 @@ def compile_parts(model, optimizer):
 
 
 def warm_up(run, model, optimizer):
-    """Steps on random rows, off the clock: compile, find what fits, return late, early batch."""
+    """Steps on random rows, off the clock: compile, find what fits; returns rows x batches."""
     total_rows, micro_rows, accumulation = TOTAL_BATCH, *split_batch(TOTAL_BATCH, MICRO_BATCH)
     steps, fastest_s = 0, math.inf
     while steps < WARMUP_STEPS:
@@ -660,15 +651,7 @@ def warm_up(run, model, optimizer):
         total_rows = max(1, int(total_rows * run.budget_s / (fastest_s * MIN_STEPS)))
         print(f"a step takes {fastest_s:.2f} s: cutting the batch to {total_rows} rows")
         micro_rows, accumulation = split_batch(total_rows, micro_rows)
-    late = early = micro_rows, accumulation, 1
-    if EARLY_SHARE:
-        # layers that wait change nothing until they start: arXiv 2511.04981
-        early = *split_batch(max(1, round(total_rows * EARLY_BATCH)), micro_rows), EARLY_EVERY
-    if early[::2] != late[::2]:  # other shapes to compile
-        rows, model.stride = Rows([run.synthetic_rows(early[0])], run.device, run.seed), early[2]
-        for _ in range(WARMUP_STEPS):
-            train_step(model, optimizer, rows, *early[:2]).item()
-    return late, early
+    return micro_rows, accumulation
 
 
 class LateLoss:
@@ -700,20 +683,18 @@ def main(run):
     print(f"{num_params / 1e6:.2f}M parameters, depth {DEPTH}, width {model.width}")
     print(f"{model.precision}; {model.operators}; windows {model.windows}", flush=True)
     with run.warmup(model, optimizer):
-        late, early = warm_up(run, model, optimizer)
-    costs, work = {}, torch.zeros(2, dtype=torch.float64)  # FLOPs, by the formula and exactly
-    for micro_rows, accumulation, model.stride in dict.fromkeys([early, late]):
-        step_tokens, layers = micro_rows * accumulation * run.context, list(model.used_layers())
-        print(f"{micro_rows} rows x {accumulation}, {step_tokens} tokens a step, layers {layers}")
-        flops = [model.flops_per_token(is_exact) for is_exact in (False, True)]
-        costs[model.stride] = torch.tensor(flops, dtype=torch.float64)
+        micro_rows, accumulation = warm_up(run, model, optimizer)
+    step_tokens = micro_rows * accumulation * run.context
+    print(f"{micro_rows} rows x {accumulation}, {step_tokens} tokens a step")
+    percent = 100 * model.flops_per_token() / PEAK_FLOPS  # MFU of one token a second
+    percent_exact = 100 * model.flops_per_token(is_exact=True) / PEAK_FLOPS
     gc.collect()
     gc.freeze()
     gc.disable()
 
     rows = Rows(run.start(), run.device, run.seed)
     losses, smooth, weight = LateLoss(run.device), 0.0, 0.0
-    step, tokens, mfu_percent, mfu_exact_percent = 0, 0, 0.0, 0.0
+    step, tokens_per_s = 0, 0.0
     started = time.perf_counter()
     while run.proceed():
         loss = losses.get(step)
@@ -722,32 +703,29 @@ def main(run):
                 raise FloatingPointError(f"loss {loss} at step {step - losses.lag}: diverged")
             smooth, weight = 0.95 * smooth + 0.05 * loss, 0.95 * weight + 0.05
         progress = run.progress
-        *batch, model.stride = early if progress < EARLY_SHARE else late
-        multiplier = schedule(optimizer, progress, step, math.prod(batch) / math.prod(late))
-        losses.put(step, train_step(model, optimizer, rows, *batch))
-        step, step_tokens = step + 1, math.prod(batch) * run.context
-        tokens, work = tokens + step_tokens, work + step_tokens * costs[model.stride]
+        multiplier = schedule(optimizer, progress, step)
+        losses.put(step, train_step(model, optimizer, rows, micro_rows, accumulation))
+        step += 1
         if step % COLLECT_EVERY == 0:
             gc.collect()
-        elapsed_s = time.perf_counter() - started
-        mfu_percent, mfu_exact_percent = (100 * work / PEAK_FLOPS / elapsed_s).tolist()
+        tokens_per_s = step * step_tokens / (time.perf_counter() - started)
         run.report(
             step=step,
-            tokens=tokens,
+            tokens=step * step_tokens,
             loss=smooth / weight if weight else None,
             lr=multiplier,
-            tokens_per_s=tokens / elapsed_s,
-            mfu_percent=mfu_percent,
+            tokens_per_s=tokens_per_s,
+            mfu_percent=percent * tokens_per_s,
             remaining_s=run.budget_s * (1 - progress),
         )
     run.submit(
         model,
         num_steps=step,
-        total_tokens_M=tokens / 1e6,
+        total_tokens_M=step * step_tokens / 1e6,
         num_params_M=num_params / 1e6,
         depth=DEPTH,
         width=model.width,
-        mfu_percent=mfu_percent,
-        mfu_exact_percent=mfu_exact_percent,
+        mfu_percent=percent * tokens_per_s,
+        mfu_exact_percent=percent_exact * tokens_per_s,
         attention=model.operators.names["attend"],
     )

@@ -89,7 +89,8 @@ def list_calls(
 
 def _has_kernels() -> bool:
     folder = Path(os.environ.get(FOLDER, ""))
-    return FOLDER not in os.environ or (folder.is_dir() and any(folder.iterdir()))
+    # importing the library makes empty folders there
+    return FOLDER not in os.environ or any(path.is_file() for path in folder.rglob("*"))
 
 
 def _compile(**shape: Any) -> None:
