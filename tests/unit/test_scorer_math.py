@@ -229,31 +229,6 @@ def test_a_presenter_that_does_not_answer_times_out(scorer: Scorer) -> None:
     channel.close()
 
 
-def test_nats_are_computed_while_the_next_rows_are_answered(
-    scorer: Scorer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The presenter has its next request by then."""
-    channel = present(scorer, bigram)
-    expected = scorer.score(channel, 1, soon())
-    channel.close()
-    asked = threading.Semaphore(0)
-    needed = iter([2, 1, 0])  # of three chunks the last has no next
-
-    def counted(channel: Channel, tokens: torch.Tensor, logits: torch.Tensor) -> None:
-        asked.release()
-        bigram(channel, tokens, logits)
-
-    def nats(*given: torch.Tensor) -> torch.Tensor:
-        for _ in range(next(needed)):
-            assert asked.acquire(timeout=5.0)
-        return _nats(*given)
-
-    monkeypatch.setattr("autoresearch.referee.scorer._nats", nats)
-    channel = present(scorer, counted)
-    assert scorer.score(channel, 2, soon()) == expected
-    channel.close()
-
-
 def test_the_buffer_is_read_once(scorer: Scorer, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is written after the answer changes no score: the scorer has its own copy by then."""
     channel = present(scorer, bigram)

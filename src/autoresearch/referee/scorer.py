@@ -21,8 +21,7 @@ import os
 import sys
 import time
 from collections import OrderedDict
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import asdict
 from typing import Any
 
@@ -107,23 +106,18 @@ class Scorer:
         Raises:
             ScoringFailed: no answer in time, or another answer than `done`.
         """
-        self._show(presenter, tokens)
-        return self._take(presenter, len(tokens), deadline)
-
-    def _show(self, presenter: Channel, tokens: Tensor) -> None:
-        """Ask the presenter to fill the logits buffer, where there is nothing but NaN now."""
-        count = len(tokens)
+        count = tokens.shape[0]
         self.tokens[:count] = tokens
         self.tokens[count:] = 0
         self.logits.fill_(math.nan)
         self._synchronize()
-        with _reported():
+        try:
             presenter.send("forward")
-
-    def _take(self, presenter: Channel, count: int, deadline: float) -> Tensor:
-        """The presenter's answer, as a private copy of the first `count` rows."""
-        with _reported():
             message = presenter.receive(max(0.0, deadline - time.monotonic()))
+        except ChannelClosed as error:
+            raise ScoringFailed("presenter_died") from error
+        except ChannelBroken as error:
+            raise ScoringFailed("presenter_broke_protocol") from error
         if message is None:
             raise ScoringFailed("scoring_timeout")
         message.close()
@@ -140,21 +134,15 @@ class Scorer:
         """Nats of the targets `asked` where the tokens `shown` are seen, `each` rows a request (0:
         as many as fit); all (n, context), float32 on the host.
 
-        The nats of one request are computed while the presenter answers the next.
-
         Raises:
             ScoringFailed: as `ask`, or a nat that is not finite.
         """
-        parts: list[Tensor] = []
-        pending: list[tuple[Tensor, Tensor]] = []  # one at most: a copy of logits is gigabytes
+        parts = []
         for tokens, targets in zip(
             shown.split(each or self.chunk_rows), asked.split(each or self.chunk_rows), strict=True
         ):
-            self._show(presenter, tokens)
-            if pending:
-                parts.append(_nats(*pending.pop()))
-            pending.append((self._take(presenter, len(tokens), deadline), targets.to(self.device)))
-        parts.append(_nats(*pending.pop()))
+            logits = self.ask(presenter, tokens, deadline)
+            parts.append(_nats(logits, targets.to(self.device, torch.long)))
         nats = torch.cat(parts).cpu()
         if not bool(torch.isfinite(nats).all()):
             raise ScoringFailed("not_finite")
@@ -241,24 +229,13 @@ class Scorer:
             torch.cuda.synchronize(self.device)
 
 
-@contextmanager
-def _reported() -> Iterator[None]:
-    """A presenter that leaves or breaks the protocol has failed."""
-    try:
-        yield
-    except ChannelClosed as error:
-        raise ScoringFailed("presenter_died") from error
-    except ChannelBroken as error:
-        raise ScoringFailed("presenter_broke_protocol") from error
-
-
 def _nats(logits: Tensor, targets: Tensor) -> Tensor:
     """Cross-entropy a token in float32; a row at a time, for memory.
 
     torch takes the largest logit off first, and the logarithm of the sum after that: at an offset
     of 1e9 float32 has steps of 64, which swallow the whole entropy in any other order.
     """
-    rows = zip(logits, targets.long(), strict=True)
+    rows = zip(logits, targets, strict=True)
     return torch.stack([functional.cross_entropy(*row, reduction="none") for row in rows])
 
 
