@@ -183,10 +183,11 @@ def main() -> None:
             "TRITON_CACHE_DIR": f"{cache}/triton",
             "FLASH_ATTENTION_CUTE_DSL_CACHE_ENABLED": "1",
             "FLASH_ATTENTION_CUTE_DSL_CACHE_DIR": f"{cache}/flash",
+            "QUACK_CACHE_DIR": f"{cache}/quack",
             "PYTHONPATH": f"{ROOT / 'src'}{os.pathsep}{os.environ.get('PYTHONPATH', '')}",
         }
         if given.skip_cold:
-            for name in ("TORCHINDUCTOR", "TRITON", "FLASH_ATTENTION_CUTE_DSL"):
+            for name in ("TORCHINDUCTOR", "TRITON", "FLASH_ATTENTION_CUTE_DSL", "QUACK"):
                 del environment[f"{name}_CACHE_DIR"]
         roles = [("train", "cold"), ("train", "warm"), ("present", "warm")]
         for role, state in roles[given.skip_cold :]:

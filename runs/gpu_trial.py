@@ -2,8 +2,7 @@
 runs x (budget + 30 s).
 
 Usage: python runs/gpu_trial.py --corpus FOLDER_OF_JSONL --home CACHE [--preset h100] [--budget 60]
-[--seeds 2]
-                                [--set NAME=VALUE ...] [--audit] [--out table.json]
+                                [--seeds 1 2] [--set NAME=VALUE ...] [--audit] [--out table.json]
 The first run of a preset has cold compile caches; the others start from the first one's.
 """
 
@@ -69,9 +68,7 @@ def parse_arguments() -> argparse.Namespace:
         default=[60.0],
         help="seconds a run may train; with several, the first run has the first, and so on",
     )
-    parser.add_argument("--seeds", type=int, default=1, help="runs a preset")
-    parser.add_argument("--seed", type=int, default=1, help="the first seed")
-    parser.add_argument("--same-seed", action="store_true", help="use one seed for all runs")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1], help="a run for each")
     parser.add_argument(
         "--set", action="append", default=[], metavar="NAME=VALUE", help="constants of train.py"
     )
@@ -180,14 +177,14 @@ def list_runs(args: argparse.Namespace, presets: list[Preset]) -> list[RunSpec]:
     specs: list[RunSpec] = []
     for preset in presets:
         source = substitute(template, {**preset.constants, **changes})
-        for i in range(args.seeds):
+        for seed in args.seeds:
             number = len(specs) + 1
             spec = RunSpec(
                 run_id=number,
                 source=source,
                 commit=preset.name,
                 purpose=Purpose.TRAIN,
-                seed=args.seed + (0 if args.same_seed else i),
+                seed=seed,
                 artifacts=args.home / "runs" / f"{number:04d}",
                 is_audited=args.audit,
                 cache_parent=preset.name,

@@ -15,12 +15,14 @@ from pathlib import Path
 import pytest
 
 SOURCE = Path(__file__).parents[2] / "src"
+PATHS = os.pathsep.join([str(SOURCE), *filter(None, [os.environ.get("PYTHONPATH")])])
 HAS_TRITON = importlib.util.find_spec("triton") is not None
 
 _INTERPRETED = """
 import torch
 import torch.nn.functional as F
 from autoresearch.inside.ops import attention, heads, mlp, residual, rotary, softcap_ce, table
+from autoresearch.inside.ops.shape import Shape
 
 torch.manual_seed(0)
 for vocab, dtype, bound in ((100, torch.float32, 1e-5), (300, torch.bfloat16, 8e-3)):
@@ -95,9 +97,13 @@ for C, has_x0, front, shift, dtype, bound in (
 
 x = torch.randn(5, 300).requires_grad_()
 weights = torch.randn(12, 5, 300)
-residual.try_out(torch.device("cpu"))
+sizes = {"context": 64, "vocab_size": 32, "width": 48, "num_heads": 4, "kv_heads": 2}
+sizes |= {"head_dim": 16}
+layers = {"windows": [16] * 11, "offsets": [False] * 10 + [True], "value_layers": [9, 10]}
+shape = Shape(**sizes, **layers, gated_layers=[9, 10], front=8, shift=12)
+residual.try_out(torch.device("cpu"), shape)
 with torch.no_grad():
-    residual.try_out(torch.device("cpu"))
+    residual.try_out(torch.device("cpu"), shape)
 users = residual.share(x, 13)
 loss = sum((user * weight).sum() for user, weight in zip(users, weights))  # one is not used
 torch.testing.assert_close(torch.autograd.grad(loss, x)[0], weights.sum(0))
@@ -215,12 +221,15 @@ def test_kernels_in_the_interpreter() -> None:
     """Each Triton kernel, on odd shapes, against float64; in a process of its own."""
     environment = {
         **os.environ,
-        "PYTHONPATH": str(SOURCE),
+        "PYTHONPATH": PATHS,
         "TRITON_INTERPRET": "1",
         "OMP_NUM_THREADS": "1",
     }
     command = [sys.executable, "-c", _INTERPRETED]
-    assert subprocess.check_output(command, env=environment, text=True).strip() == "fine"
+    ended = subprocess.run(command, env=environment, text=True, capture_output=True, check=False)
+    if "only 0-dimensional arrays can be converted" in ended.stderr:
+        pytest.skip("this triton's interpreter cannot do with numpy 2.4 and newer")
+    assert ended.stdout.strip() == "fine", ended.stderr[-2000:]
 
 
 @pytest.mark.skipif(not HAS_TRITON, reason="triton is not installed")
@@ -228,7 +237,7 @@ def test_kernels_compile_to_wide_accesses(tmp_path: Path) -> None:
     """Kernels that are bound by memory, for Hopper: 16 bytes a load, with every option."""
     script, cache = tmp_path / "compiled.py", tmp_path / "cache"
     script.write_text(_COMPILED)
-    environment = {**os.environ, "PYTHONPATH": str(SOURCE), "TRITON_CACHE_DIR": str(cache)}
+    environment = {**os.environ, "PYTHONPATH": PATHS, "TRITON_CACHE_DIR": str(cache)}
     environment.pop("TRITON_INTERPRET", None)
     command = [sys.executable, "-W", "ignore", str(script)]
     assert subprocess.check_output(command, env=environment, text=True).strip() == "fine"

@@ -234,7 +234,8 @@ def test_there_is_no_network(walled: Sandbox, tmp_path: Path) -> None:
         socket.socket(socket.AF_UNIX) as local,
         socket.socket(socket.AF_UNIX) as named,
     ):
-        local.bind("\0autoresearch-test")
+        abstract = f"\0autoresearch-{os.getpid()}"  # tests run side by side
+        local.bind(abstract)
         local.listen()
         path = f"/tmp/autoresearch-{os.getpid()}.sock"
         named.bind(path)
@@ -251,7 +252,7 @@ def test_there_is_no_network(walled: Sandbox, tmp_path: Path) -> None:
             done = []
             for attempt in (
                 lambda: socket.create_connection({server.getsockname()!r}, timeout=2),
-                lambda: socket.socket(socket.AF_UNIX).connect("\\0autoresearch-test"),
+                lambda: socket.socket(socket.AF_UNIX).connect({abstract!r}),
                 lambda: socket.socket(socket.AF_UNIX).connect({path!r}),
                 lambda: socket.socket(socket.AF_INET, socket.SOCK_RAW, 1),
                 lambda: socket.socket(socket.AF_PACKET, socket.SOCK_RAW), interfaces,

@@ -11,7 +11,9 @@ import math
 import os
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
@@ -30,6 +32,7 @@ from autoresearch.inside.ops import (
     table,
     trial_call,
 )
+from autoresearch.inside.ops.shape import Shape
 from autoresearch.inside.ops.trial_call import both_ways, compare
 
 TRAIN = Path(__file__).parents[2] / "src" / "autoresearch" / "templates" / "train.py"
@@ -111,6 +114,23 @@ def test_a_trial_call_goes_both_ways_only_with_gradients() -> None:
         assert len(both_ways(lambda t: [t.square()], [x], [grad])) == 1
 
 
+CPU = torch.device("cpu")
+SHAPE = Shape(  # the first layer has no gate, the last two have a value embedding
+    context=64,
+    vocab_size=32,
+    width=48,
+    num_heads=3,
+    kv_heads=3,
+    head_dim=16,
+    windows=[16, 16, 64],
+    offsets=[False, True, True],
+    value_layers=[1, 2],
+    gated_layers=[1, 2],
+    front=8,
+    shift=12,
+)
+
+
 @pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")  # Python 3.12, threads
 class TestAhead:
     """Kernels compiled side by side, by children of a process that touched no device."""
@@ -140,9 +160,9 @@ class TestAhead:
         def last() -> None:
             (folder / "last").write_text(str(os.getpid()))
 
-        monkeypatch.setattr(ahead, "list_calls", lambda: [first, fail, last])
+        monkeypatch.setattr(ahead, "list_calls", lambda *_: [first, fail, last])
         ahead.stand_by()
-        ahead.compile_all()
+        ahead.compile_all(CPU, SHAPE, 0.0, is_scored=False)
         pids = {int((folder / name).read_text()) for name in ("first", "last")}
         assert len(pids) == 2
         assert os.getpid() not in pids
@@ -152,9 +172,9 @@ class TestAhead:
     ) -> None:
         """A warm start shall not wait for anything."""
         (folder / "cache" / "digest" / "fwd" / "kernel.o").touch()
-        monkeypatch.setattr(ahead, "list_calls", lambda: [(folder / "called").touch])
+        monkeypatch.setattr(ahead, "list_calls", lambda *_: [(folder / "called").touch])
         ahead.stand_by()
-        ahead.compile_all()
+        ahead.compile_all(CPU, SHAPE, 0.0, is_scored=False)
         assert not (folder / "called").exists()
 
     def test_a_helper_that_hangs_or_dies_costs_its_patience_at_most(
@@ -162,21 +182,27 @@ class TestAhead:
     ) -> None:
         """The calls that count compile for themselves then."""
         monkeypatch.setattr(ahead, "PATIENCE_S", 0.2)
-        monkeypatch.setattr(ahead, "list_calls", lambda: [lambda: time.sleep(2)])
+        monkeypatch.setattr(ahead, "list_calls", lambda *_: [lambda: time.sleep(2)])
         ahead.stand_by()
-        ahead.compile_all()
-        monkeypatch.setattr(ahead, "list_calls", lambda: os._exit(1))
+        ahead.compile_all(CPU, SHAPE, 0.0, is_scored=False)
+        monkeypatch.setattr(ahead, "list_calls", lambda *_: os._exit(1))
         ahead.stand_by()
-        ahead.compile_all()
-        ahead.compile_all()  # nobody waits now
+        ahead.compile_all(CPU, SHAPE, 0.0, is_scored=False)
+        ahead.compile_all(CPU, SHAPE, 0.0, is_scored=False)  # nobody waits now
 
     def test_what_is_only_scored_compiles_the_way_forward_alone(self) -> None:
-        """Each window once, the way back of each for training."""
-        shape = {"device": torch.device("cpu"), "head_dim": 16, "context": 64, "leak": 0.0}
-        windows = [16, 16, 64]
-        assert len(ahead.list_calls(**shape, windows=windows, is_scored=True)) == 3
-        assert len(ahead.list_calls(**shape, windows=windows, is_scored=False)) == 6
-        assert len(ahead.list_calls(**shape, windows=[64], is_scored=True)) == 2
+        """Each window, kind of sum and form of heads once; the way back for training, each by a
+        child of its own or after its way forward.
+        """
+        forth = ahead.list_calls(CPU, SHAPE, 0.0, True)
+        both = ahead.list_calls(CPU, SHAPE, 0.0, False)
+        names = [Counter(call.func.__name__ for call in calls) for calls in (forth, both)]
+        each = {"try_forward": 2, "try_up": 1, "try_kind": 4, "call_kernels": 2}
+        assert names[0] == {**each, "try_out": 1}
+        back = {"try_backward": 2, "try_down": 1, "call_kernel": 2, "try_sum": 1}
+        assert names[1] == {**each, **back}
+        short = replace(SHAPE, windows=[64] * 3)
+        assert len(ahead.list_calls(CPU, short, 0.0, True)) == len(forth) - 1
 
 
 @pytest.mark.parametrize(("factor", "is_right"), [(1.0, True), (1.019, True), (1.021, False)])
@@ -358,5 +384,5 @@ def test_package_needs_torch_alone() -> None:
     for name in set(modules) - {"quack_relu2"}:
         for node in modules[name].body:
             text = ast.unparse(node) if isinstance(node, ast.Import | ast.ImportFrom) else ""
-            for word in ("triton", "kernels", "quack", "flash_attn", "softcap_ce, table", "heads,"):
+            for word in ("triton", "kernels", "quack", "flash_attn"):
                 assert word not in text, f"{name}: {text}"

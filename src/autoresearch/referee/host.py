@@ -164,6 +164,7 @@ class Host:
             "TRITON_CACHE_DIR": f"{cache}/triton",
             "FLASH_ATTENTION_CUTE_DSL_CACHE_ENABLED": "1",
             "FLASH_ATTENTION_CUTE_DSL_CACHE_DIR": f"{cache}/flash",
+            "QUACK_CACHE_DIR": f"{cache}/quack",  # read when FlashAttention imports it
             "USER": "candidate",
         }
         gpu = hardware.gpu_of(self.device)

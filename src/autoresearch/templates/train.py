@@ -259,7 +259,7 @@ def polar(matrices, dtype):
 class Operators:
     """The operators in use: those above, replaced by what the machine has better."""
 
-    def __init__(self, device, context, windows):
+    def __init__(self, device, model):
         self.split_heads, self.attend, self.mlp = split_heads, sdpa, relu2_mlp
         self.lookup, self.head_loss, self.softcap = lookup, head_loss, softcap
         self.add_norm, self.share = add_norm, share
@@ -270,9 +270,14 @@ class Operators:
             except ImportError as error:
                 self.names["note"] = f"no fast operators: {error}"
                 return
-            shape = {"head_dim": HEAD_DIM, "context": context, "windows": windows}
-            shape |= {"softcap": SOFTCAP, "gain": QK_GAIN, "leak": MLP_LEAK}
-            ops.install(self, device, attention=ATTENTION, **shape)
+            shape = {"context": model.context, "vocab_size": len(model.head), "width": model.width}
+            shape |= {"num_heads": model.num_heads, "kv_heads": model.kv.size(2) // HEAD_DIM}
+            shape |= {"head_dim": HEAD_DIM, "windows": model.windows, "offsets": model.offsets}
+            shape |= {"value_layers": model.value_layers, "front": GATE_CHANNELS}
+            shape |= {"gated_layers": range(DEPTH) if HEAD_GATE else model.value_layers}
+            shape |= {"shift": round(MLP_SHIFT * model.width)}
+            factors = {"softcap": SOFTCAP, "gain": QK_GAIN, "leak": MLP_LEAK}
+            ops.install(self, device, ops.Shape(**shape), attention=ATTENTION, **factors)
 
     def attend_heads(self, qkv, cos, sin, num_heads, opening, value, window, offset):
         """Attention on the product of a layer; see split_heads."""
@@ -421,8 +426,7 @@ def build_model(run):
     with torch.device("meta"):
         model = GPT(run.vocab_size, run.context)
     model.to_empty(device=run.device)
-    operators = Operators(run.device, model.context, model.windows)
-    model.initialize(operators, pick_precision(run.device))
+    model.initialize(Operators(run.device, model), pick_precision(run.device))
     return model
 
 

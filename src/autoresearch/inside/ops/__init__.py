@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import importlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -18,9 +18,10 @@ from typing import Any, Protocol
 
 import torch
 
-from autoresearch.inside.ops import ahead
+from autoresearch.inside.ops import ahead, heads, residual, rotary, softcap_ce, table
 from autoresearch.inside.ops import attention as _attention
 from autoresearch.inside.ops import mlp as _mlp
+from autoresearch.inside.ops.shape import Shape
 from autoresearch.inside.ops.trial_call import once
 
 KERNELS = ("mlp", "residual", "rotary", "softcap_ce", "table")  # modules of Triton kernels
@@ -44,44 +45,32 @@ class Operators(Protocol):
 def install(
     operators: Operators,
     device: torch.device,
+    shape: Shape,
     *,
     attention: str,
-    head_dim: int,
     softcap: float,
     gain: float,
     leak: float,
-    context: int,
-    windows: Sequence[int],
 ) -> None:
     """Replace operators by faster ones that work on this device.
 
     Args:
         operators: an object with the attributes of the protocol above, changed in place.
         device: a CUDA device.
+        shape: the sizes of the model.
         attention: rung of the attention ladder, or "auto" for the best that works.
-        head_dim: channels of an attention head.
         softcap: the bound of the logits.
         gain: factor on normed queries and keys.
         leak: slope of the MLP's ReLU below zero.
-        context: tokens of a training row.
-        windows: how far back each layer sees, tokens.
     """
-    ahead.compile_all(
-        device=device,
-        head_dim=head_dim,
-        context=context,
-        windows=windows,
-        leak=leak,
-        is_scored=not torch.is_grad_enabled(),
-    )
-    attend, name = _attention.choose(attention, device, head_dim, context, windows)
+    ahead.compile_all(device, shape, leak, is_scored=not torch.is_grad_enabled())
+    head_dim, windows = shape.head_dim, shape.windows
+    attend, name = _attention.choose(attention, device, head_dim, shape.context, windows)
     operators.names["attend"] = name
     if attend is not None:
         operators.attend = attend
     if torch.cuda.get_device_capability(device) < (8, 0) or not _has_triton():
         return
-    from autoresearch.inside.ops import heads, residual, rotary, softcap_ce, table
-
     operators.head_loss = partial(softcap_ce.head_loss, cap=softcap)
     works = partial(once, "softcap", device, partial(softcap_ce.try_out, device))
     if _is_fine(operators, "softcap", works):
@@ -92,11 +81,10 @@ def install(
         operators.split_heads = partial(rotary.split_heads, gain=gain)
         operators.names["rotary"] = "triton"
         if name == "fa4" and heads.ENABLED:
-            works = partial(heads.try_out, device, head_dim, min(windows))
-            what = f"heads {head_dim} {min(windows)}"
-            if _is_fine(operators, "heads", partial(once, what, device, works)):
+            works = partial(heads.try_out, device, shape)
+            if _is_fine(operators, "heads", partial(once, f"heads {shape}", device, works)):
                 operators.attend_heads = partial(heads.attend_heads, gain=gain)
-    works = partial(once, "residual", device, partial(residual.try_out, device))
+    works = partial(once, f"residual {shape}", device, partial(residual.try_out, device, shape))
     if residual.ENABLED and _is_fine(operators, "residual", works):
         operators.add_norm = residual.add_norm
         if residual.SHARE:

@@ -1,27 +1,28 @@
 """Kernels that take seconds each to compile, compiled side by side before the first is needed.
 
-FlashAttention and quack compile a kernel where it is first called, one after the other. Here a
-helper is forked off a process that has imported all of that and touched no device (CUDA does not
-survive a fork); when the model is built, the helper forks one child for each call that compiles
-something. What the children compile is on disk then, where the calls that count find it. Nothing
-else comes of them: what fails in a child is found out, and told, by the call that counts.
+FlashAttention, quack and Triton compile a kernel where it is first called, one after the other.
+Here a helper is forked off a process that has imported all of that and touched no device (CUDA does
+not survive a fork); when the model is built, the helper forks one child for each call that compiles
+something, with the sizes that the model will call it with. What the children compile is on disk
+then, where the calls that count find it. Nothing else comes of them: what fails in a child is found
+out, and told, by the call that counts.
 """
 
 from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from autoresearch.inside.ops import attention, mlp
+from autoresearch.inside.ops import attention, mlp, residual, rotary, softcap_ce, table
+from autoresearch.inside.ops.shape import Shape
 from autoresearch.system.procs import die_with_parent
 
 PATIENCE_S = 60.0  # then everything is compiled in turn, as without a helper
@@ -44,46 +45,47 @@ def stand_by() -> None:
         with suppress(BaseException):
             die_with_parent()
             ours.close()
-            _compile(**theirs.recv())
+            _compile(*theirs.recv())
             theirs.send("done")
         os._exit(0)
     theirs.close()
     _helper = ours
 
 
-def compile_all(**shape: Any) -> None:
-    """Compile what a model of this shape will call, where no cache has it yet.
-
-    Args:
-        shape: what `list_calls` takes.
-    """
+def compile_all(device: torch.device, shape: Shape, leak: float, *, is_scored: bool) -> None:
+    """Compile what a model of this shape will call, where no cache has it yet; see `list_calls`."""
     global _helper
     helper, _helper = _helper, None
     if helper is None:
         return
     with helper, suppress(OSError, EOFError):  # closed without a word, the helper ends
         if not _has_kernels():
-            helper.send(shape)
+            helper.send((device, shape, leak, is_scored))
             helper.poll(PATIENCE_S)
 
 
 def list_calls(
-    device: torch.device,
-    head_dim: int,
-    context: int,
-    windows: Sequence[int],
-    leak: float,
-    is_scored: bool,
+    device: torch.device, shape: Shape, leak: float, is_scored: bool
 ) -> list[Callable[[], object]]:
     """Calls that compile at least one kernel each; the way back is not for what is only scored."""
     calls: list[Callable[[], object]] = []
-    for window in {min(windows), max(windows)}:
-        calls.append(partial(attention.try_forward, device, head_dim, context, window))
+    sizes = (device, shape.head_dim, shape.context)
+    for window in {min(shape.windows), max(shape.windows)}:
+        calls.append(partial(attention.try_forward, *sizes, window))
         if not is_scored:
-            calls.append(partial(attention.try_backward, device, head_dim, context, window))
+            calls.append(partial(attention.try_backward, *sizes, window))
     calls.append(partial(mlp.try_up, "quack", device, leak))
-    if not is_scored:
+    if is_scored:
+        calls.append(partial(softcap_ce.try_out, device))
+    else:
         calls.append(partial(mlp.try_down, "quack", device, leak))
+        calls.append(partial(softcap_ce.call_kernel, device, shape))
+        calls.append(partial(table.call_kernel, device, shape))
+        calls.append(partial(residual.try_sum, device, shape))
+    for kind in residual.list_kinds(shape):
+        calls.append(partial(residual.try_kind, device, shape.width, kind))
+    for form in shape.forms:
+        calls.append(partial(rotary.call_kernels, device, shape, form, is_scored=is_scored))
     return calls
 
 
@@ -93,10 +95,10 @@ def _has_kernels() -> bool:
     return FOLDER not in os.environ or any(path.is_file() for path in folder.rglob("*"))
 
 
-def _compile(**shape: Any) -> None:
+def _compile(device: torch.device, shape: Shape, leak: float, is_scored: bool) -> None:
     """A child for each call; returns when all have ended."""
     children = []
-    for call in list_calls(**shape):
+    for call in list_calls(device, shape, leak, is_scored):
         pid = os.fork()
         if pid == 0:
             with suppress(BaseException):

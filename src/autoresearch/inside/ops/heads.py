@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from autoresearch.inside.ops import attention, rotary
+from autoresearch.inside.ops.shape import Shape
 from autoresearch.inside.ops.trial_call import both_ways, compare
 
 ENABLED = True  # False: two operators
@@ -169,23 +170,24 @@ def _gradient(ctx: Any, grad: Tensor, *_: Tensor | None) -> tuple[Tensor | None,
 heads_forward.register_autograd(_gradient, setup_context=_setup)
 
 
-def try_out(device: torch.device, head_dim: int, window: int) -> None:
+def try_out(device: torch.device, shape: Shape) -> None:
     """Both ways on a small input, with a value embedding and without; raises if not the twin's."""
     generator = torch.Generator(device).manual_seed(0)
     options: dict[str, Any] = {"device": device, "dtype": torch.bfloat16, "generator": generator}
-    B, T, H, D = 1, 256, 2, head_dim
+    B, T, H, G, D = 1, 256, shape.num_heads, shape.kv_heads, shape.head_dim
+    window = min(shape.windows)
     angles = torch.randn((T, 1, D // 2), device=device, generator=generator)
     cos, sin = angles.cos().bfloat16(), angles.sin().bfloat16()
 
-    def attended(function: Any, qkv: Tensor, *mix: Tensor) -> list[Tensor]:
+    def attended(function: Any, qkv: Tensor, *mix: Tensor, offset: bool) -> list[Tensor]:
         opening, value = mix or (None, None)
         turns = (cos.to(qkv.dtype), sin.to(qkv.dtype))
-        return [function(qkv, *turns, H, opening, value, window, True, 1.0)]
+        return [function(qkv, *turns, H, opening, value, window, offset, 1.5)]
 
-    shapes = ((B, T, 3 * H * D), (B, T, H), (B, T, H * D))
-    for num in (1, 3):
-        inputs = [torch.randn(shape, **options) for shape in shapes[:num]]
+    sizes = ((B, T, (H + 2 * G) * D), (B, T, G), (B, T, G * D))
+    for has_value, offset in shape.forms:
+        inputs = [torch.randn(size, **options) for size in sizes[: 3 if has_value else 1]]
         grads, exact = [torch.randn((B, T, H, D), **options)], [t.float() for t in inputs]
-        results = both_ways(partial(attended, attend_heads), inputs, grads)
-        wanted = both_ways(partial(attended, attend_heads_twin), exact, grads)
+        results = both_ways(partial(attended, attend_heads, offset=offset), inputs, grads)
+        wanted = both_ways(partial(attended, attend_heads_twin, offset=offset), exact, grads)
         compare(zip(results, wanted, strict=True))

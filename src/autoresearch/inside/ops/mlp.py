@@ -10,7 +10,6 @@ passes over the widest tensor of the model. Two backends: `quack` (CuTe DSL, Hop
 from __future__ import annotations
 
 import importlib
-import os
 from functools import cache, partial
 from typing import Any
 
@@ -188,10 +187,7 @@ def _tiles(shape: tuple[int, ...]) -> dict[str, Any]:
 
 @cache
 def load_quack() -> Any:
-    """The epilogues; compiled once, kept where Triton keeps its kernels if that is set."""
-    folder = os.environ.get("TRITON_CACHE_DIR")
-    if folder:
-        os.environ.setdefault("QUACK_CACHE_DIR", f"{folder}/quack")
+    """The epilogues; what they compile is kept where QUACK_CACHE_DIR says."""
     return importlib.import_module("autoresearch.inside.ops.quack_relu2")
 
 

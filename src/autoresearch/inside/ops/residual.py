@@ -11,12 +11,13 @@ over the bytes, not 3 (n - 1).
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from autoresearch.inside.ops.shape import Shape
 from autoresearch.inside.ops.trial_call import both_ways, compare
 
 ENABLED = True  # False: plain torch, compiled
@@ -26,7 +27,19 @@ ROWS_BACK, WARPS_BACK = 4, 4  # backward
 MAX_SUMMANDS = 10  # that the kernel of `share` takes at once
 _LEAST_RESID = 1e-3  # the scalar's gradient is a quotient: below this it is damped
 
+TRIED_TOKENS = 64  # of a trial call; Triton compiles another kernel unless 16 divides it
+
 Sums = tuple[Tensor, Tensor, Tensor]
+
+
+class Kind(NamedTuple):
+    """What a sum of the model is made of, and what of it is used."""
+
+    has_y: bool = True
+    has_x0: bool = False
+    front: int = 0
+    shift: int = 0
+    is_last: bool = False  # the sum before the norm has no gradient
 
 
 def add_norm_twin(
@@ -277,21 +290,46 @@ def add_up(summands: list[Tensor]) -> Tensor | None:
     return summands[0]
 
 
-def try_out(device: torch.device) -> None:
+def list_kinds(shape: Shape) -> list[Kind]:
+    """The sums that a model makes, each kind once."""
+    kinds = {Kind(has_y=i > 0, has_x0=True, front=front) for i, front in enumerate(shape.fronts)}
+    return sorted(kinds | {Kind(shift=shape.shift), Kind(is_last=True)})
+
+
+def try_out(device: torch.device, shape: Shape) -> None:
+    """All that a model does here, on small inputs; raises if the results are not the twin's."""
+    for kind in list_kinds(shape):
+        try_kind(device, shape.width, kind)
+    if torch.is_grad_enabled():
+        try_sum(device, shape)
+
+
+def try_kind(device: torch.device, width: int, kind: Kind) -> None:
     """Both ways on a small input; raises if the results are not the twin's."""
     generator = torch.Generator(device).manual_seed(0)
     options: dict[str, Any] = {"device": device, "dtype": torch.bfloat16, "generator": generator}
-    inputs = list(torch.randn((3, 50, 128), **options).unbind())
+    inputs = list(torch.randn((3, TRIED_TOKENS, width), **options).unbind())
     inputs += [torch.tensor(value, device=device) for value in (0.9, 0.2)]
-    grads = list(torch.randn((2, 50, 128), **options).unbind())
-    grads[0] += inputs[0] + inputs[2]  # or the scalars' gradients would be small sums of noise
-    exact = [t.float() for t in inputs]
-    compare([(add_up(inputs[:3]), sum(exact[:3]))])
-    for shift in (0, 32):
+    x, y, x0, *scalars = inputs
+    given = {"x": x} | ({"y": y} if kind.has_y else {})
+    given |= {"x0": x0, "resid": scalars[0], "mix": scalars[1]} if kind.has_x0 else {}
+    grads = list(torch.randn((3, TRIED_TOKENS, width), **options).unbind())
+    grads[0] += x + x0  # or the scalars' gradients would be small sums of noise
+    grads[2] = grads[2][:, : kind.front]
 
-        def sums(function: Any, *own: Tensor, shift: int = shift) -> list[Tensor]:
-            return list(function(*own, shift=shift)[:2])
+    def sums(function: Any, *own: Tensor) -> list[Tensor]:
+        results = function(**dict(zip(given, own, strict=True)), front=kind.front, shift=kind.shift)
+        return [results[1]] if kind.is_last else [t for t in results if t.numel()]
 
-        results = both_ways(partial(sums, add_norm), inputs, grads)
-        wanted = both_ways(partial(sums, add_norm_twin), exact, grads)
-        compare(zip(results, wanted, strict=True))
+    grads = grads[1:2] if kind.is_last else grads[: 3 if kind.front else 2]
+    results = both_ways(partial(sums, add_norm), given.values(), grads)
+    wanted = both_ways(partial(sums, add_norm_twin), [t.float() for t in given.values()], grads)
+    compare(zip(results, wanted, strict=True))
+
+
+def try_sum(device: torch.device, shape: Shape) -> None:
+    """The gradients of all users of one tensor, small; raises if the result is not their sum."""
+    generator = torch.Generator(device).manual_seed(0)
+    size = (1 + shape.num_layers, TRIED_TOKENS, shape.width)
+    summands = torch.randn(size, device=device, dtype=torch.bfloat16, generator=generator)
+    compare([(add_up(list(summands.unbind())), summands.float().sum(0))])

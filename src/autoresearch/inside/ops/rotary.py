@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from autoresearch.inside.ops.shape import Form, Shape
+
 HEAD_DIMS = (32, 64, 128, 256)  # that the kernels can do; none: plain torch everywhere
 ROWS, WARPS = 16, 4  # tokens and warps a program, forward
 ROWS_BACK, WARPS_BACK = 16, 4  # backward
@@ -181,6 +183,20 @@ def launch_backward(
         num_warps=WARPS_BACK,
     )
     return dopening, dvalue
+
+
+def call_kernels(device: torch.device, shape: Shape, form: Form, *, is_scored: bool) -> None:
+    """Forward and, unless only scored, backward on a small input, as heads.py calls them."""
+    has_value, offset = form
+    T, H, G, D = 64, shape.num_heads, shape.kv_heads, shape.head_dim
+    like = torch.zeros((1, T, (H + 2 * G) * D), device=device, dtype=torch.bfloat16)
+    cos = like.new_zeros((T, 1, D // 2))
+    mix: tuple[Tensor | None, Tensor | None] = (None, None)
+    if has_value:
+        mix = like.new_zeros((1, T, G)), like.new_zeros((1, T, G * D))
+    q, k, _ = launch_forward(like, cos, cos, *mix, H, offset, 1.5, writes_values=has_value)
+    if not is_scored:
+        launch_backward(q, k, None, like, cos, cos, *mix, offset, 1.5, torch.empty_like(like))
 
 
 @torch.library.custom_op("autoresearch::split_forward", mutates_args=())

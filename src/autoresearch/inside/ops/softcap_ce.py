@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from autoresearch.inside.ops.machine import num_processors
+from autoresearch.inside.ops.shape import Shape
 from autoresearch.inside.ops.trial_call import compare
 
 CHUNK_TOKENS = 2**16  # logits held at once: 1 GiB at a vocabulary of 8192
@@ -124,3 +125,13 @@ def loss_and_gradient(
         num_warps=warps,
         **options,
     )
+
+
+def call_kernel(device: torch.device, shape: Shape) -> None:
+    """`loss_and_gradient` on a small input."""
+    logits = torch.zeros((64, shape.vocab_size), device=device, dtype=torch.bfloat16)
+    targets, losses = (
+        torch.zeros_like(logits[:, 0], dtype=torch.int64),
+        logits.new_empty(64).float(),
+    )
+    loss_and_gradient(logits, targets, losses, 15.0, 0.5)

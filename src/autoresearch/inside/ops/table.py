@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from autoresearch.inside.ops.shape import Shape
+
 _ROWS, _COLUMNS = 64, 64  # of a block
 
 
@@ -62,3 +64,10 @@ def add_rows(grad: Tensor, ids: Tensor, order: Tensor, table: Tensor) -> None:
     kernels.segment_sum[grid](
         grad, ids, order, table, num_tokens, width, ROWS=_ROWS, COLUMNS=_COLUMNS, num_warps=4
     )
+
+
+def call_kernel(device: torch.device, shape: Shape) -> None:
+    """`add_rows` on a small input."""
+    grad = torch.zeros((64, shape.width), device=device, dtype=torch.bfloat16)
+    ids = torch.zeros(64, device=device, dtype=torch.int32)
+    add_rows(grad, ids, ids.long(), grad.float())

@@ -4,8 +4,11 @@
 import triton
 import triton.language as tl
 
+# scalars lie side by side in one parameter: most of them where 16 does not divide the address
+scalars_anywhere = triton.jit(do_not_specialize_on_alignment=["resid", "mix"])
 
-@triton.jit
+
+@scalars_anywhere
 def add_norm(
     x,  # (N, C)
     y,  # (N, C), read if HAS_Y
@@ -57,7 +60,7 @@ def _after(rows, columns, N, SHIFT: tl.constexpr):
     return tl.where(columns < SHIFT, after, rows.to(tl.int64)[:, None])
 
 
-@triton.jit
+@scalars_anywhere
 def add_norm_backward(
     dtotal,  # (N, C), read if HAS_TOTAL
     dnormed,  # (N, C)
