@@ -141,8 +141,8 @@ class Scorer:
         for tokens, targets in zip(
             shown.split(each or self.chunk_rows), asked.split(each or self.chunk_rows), strict=True
         ):
-            logits = self.ask(presenter, tokens, deadline)
-            parts.append(_nats(logits, targets.to(self.device, torch.long)))
+            targets = targets.to(self.device, torch.long)
+            parts.append(_nats(self.ask(presenter, tokens, deadline), targets))  # one copy a time
         nats = torch.cat(parts).cpu()
         if not bool(torch.isfinite(nats).all()):
             raise ScoringFailed("not_finite")
@@ -224,6 +224,11 @@ class Scorer:
                 tokens.append(int(torch.multinomial(weights, 1, generator=generator)))
         return tokens[len(prompt) :]
 
+    def release(self) -> None:
+        """Give back memory of the device that only answering needed: training may want it."""
+        if self.device.type == "cuda":  # pragma: no cover - needs a GPU
+            torch.cuda.empty_cache()
+
     def _synchronize(self) -> None:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
@@ -297,6 +302,7 @@ def _answer(scorer: Scorer, request: Message) -> tuple[str, dict[str, Any]]:
         return "generated", {"tokens": tokens}
     finally:
         presenter.close()
+        scorer.release()
 
 
 def main() -> None:
