@@ -11,9 +11,10 @@ is as fast. Optional packages (FlashAttention 4, quack) are used where they can 
 fails is printed, and the next thing follows.
 
 More sections: `ideal` (what the presets' steps must cost at least), `leads` (checks and times of
-what might be faster; a minute and a half), `tune` (what quack's own search over tile shapes gives;
-minutes), and any preset of templates/presets.toml, which
-is trained. --ops sets constants of the modules in inside/ops, for one run: residual.ENABLED=False.
+what might be faster; a minute and a half), `sustained` (bfloat16 beside float8, FlashAttention 4
+beside 3, with the card at its power cap; a minute), `tune` (what quack's own search over tile
+shapes gives; minutes), and any preset of templates/presets.toml, which is trained. --ops sets
+constants of the modules in inside/ops, for one run: residual.ENABLED=False.
 --steps ends a run after that many steps instead (926 at
 `reference`, with --score, is the parity check: rows packed the reference's way are scored too).
 """
@@ -34,6 +35,7 @@ from gpu_check import section_check
 from gpu_ideal import section_ideal
 from gpu_leads import section_leads
 from gpu_meter import CUDA, RESULTS, attempt, median_ms, say
+from gpu_sustained import section_sustained
 from gpu_time import section_time, section_tune
 from gpu_train import section_train
 
@@ -84,7 +86,7 @@ def main() -> None:
         set_operator_constant(*word.split("=", 1))
     sections = {"env": section_env, "check": section_check}
     sections |= {"time": section_time, "tune": section_tune, "leads": section_leads}
-    sections |= {"ideal": section_ideal}
+    sections |= {"ideal": section_ideal, "sustained": section_sustained}
     for name in given.sections.split(","):
         started = time.perf_counter()
         say(f"===== {name}")

@@ -1,0 +1,114 @@
+"""Products in bfloat16 and in float8, attention by two libraries: a second on end each.
+
+Usage: python runs/gpu_bench.py --sections sustained (this file is not called by itself)
+
+Hardware: one NVIDIA H100 80GB; duration: a minute. In training that card stands at its power cap
+and below its highest clock, which short bursts do not show: so each call is repeated for a second
+before it is timed for another. Shapes are those of preset h100. FlashAttention 3 is looked for as
+the package `flash_attn_3`, or at the path in FA3_LIBRARY (a build with torch's stable ABI).
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import gpu_meter as meter
+import torch
+
+N, C, T, H, D = 2**17, 640, 2048, 5, 128
+PRODUCTS = {  # name: output columns, summed over
+    "queries, keys, values": (3 * C, C),
+    "out": (C, C),
+    "up": (4 * C, C),
+    "down": (C, 4 * C),
+    "head": (8192, C),
+    "back through the head": (C, 8192),
+}
+
+
+def section_sustained() -> None:
+    """One line each: milliseconds, floor, rate."""
+    meter.say(f"{'sustained':44s} {'ms':>8s} {'floor':>8s} {'x floor':>8s}   TFLOP/s")
+    for name, (columns, depth) in PRODUCTS.items():
+        meter.attempt(name, partial(products, name, columns, depth))
+    for window in (256, 1024, T):
+        meter.attempt(f"attention {window}", partial(attention, window))
+
+
+def sustained_ms(function: Callable[[], object], seconds: float = 1.0) -> float:
+    """Mean time of a call after a second of nothing else."""
+    for _ in range(2):
+        began, count = time.perf_counter(), 0
+        while time.perf_counter() - began < seconds:
+            for _ in range(16):
+                function()
+            torch.cuda.synchronize()
+            count += 16
+        spent_s = time.perf_counter() - began
+    return 1e3 * spent_s / count
+
+
+def products(name: str, columns: int, depth: int) -> None:
+    """x (N, depth) times weights (columns, depth), with what it takes to narrow x."""
+    x, weights = meter.normal(N, depth).detach(), meter.normal(columns, depth).detach()
+    flops, moved = 2 * N * columns * depth, 2 * N * (columns + depth)
+    meter.row(f"{name} bfloat16", sustained_ms(lambda: x @ weights.mT), flops, moved)
+    scale = torch.tensor(1 / 32, device="cuda")
+    narrow = [(t * 32).clamp(-448, 448).to(torch.float8_e4m3fn) for t in (x, weights)]
+
+    def multiply() -> torch.Tensor:
+        options: dict[str, Any] = {"out_dtype": torch.bfloat16, "use_fast_accum": True}
+        return torch._scaled_mm(narrow[0], narrow[1].mT, scale, scale, **options)
+
+    meter.say(f"  off by {meter.off(multiply(), x @ weights.mT):.3g}")
+    meter.row(f"{name} float8", sustained_ms(multiply), flops, moved)
+    cast = torch.compile(lambda t: (t * 32).to(torch.float8_e4m3fn), dynamic=False)
+    meter.row(f"{name} narrowing", sustained_ms(lambda: cast(x)), 0, 3 * N * depth)
+
+
+def attention(window: int) -> None:
+    """Forward and backward, FlashAttention 4 beside 3."""
+    from autoresearch.inside.ops import attention as ops
+
+    q, k, v, grad = (meter.normal(N // T, T, H, D).detach() for _ in range(4))
+    keys = sum(min(t, window) + 1 for t in range(T)) / T
+    flops, moved = 4 * N * H * D * keys, 8 * q.numel()
+    left = window if window < T - 1 else -1
+    results = {}
+    for name, find in (("4", lambda: (ops.run_fa4, ops.run_fa4_backward)), ("3", fa3)):
+        forward, backward = find()
+        out, lse = forward(q, k, v, left)
+        results[name] = (out, *backward(grad, q, k, v, out, lse, left))
+        ms = sustained_ms(partial(forward, q, k, v, left))
+        meter.row(f"FlashAttention {name}, window {window}, forward", ms, flops, moved)
+        ms = sustained_ms(partial(backward, grad, q, k, v, out, lse, left))
+        meter.row(f"FlashAttention {name}, window {window}, backward", ms, 2.5 * flops, 2 * moved)
+    meter.check(
+        f"3 like 4, window {window}", list(zip(results["3"], results["4"], strict=True)), 1e-2
+    )
+
+
+def fa3() -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """Forward and backward of FlashAttention 3, in the form of those of 4."""
+    path = os.environ.get("FA3_LIBRARY")
+    if path:
+        torch.ops.load_library(path)
+    else:
+        importlib.import_module("flash_attn_3._C")
+    library = torch.ops.flash_attn_3
+
+    def forward(q: Any, k: Any, v: Any, window: int) -> Any:
+        options = {"is_causal": window < 0, "window_size_left": window}
+        return library.fwd(q, k, v, **options, window_size_right=-1 if window < 0 else 0)[:2]
+
+    def backward(grad: Any, q: Any, k: Any, v: Any, out: Any, lse: Any, window: int) -> Any:
+        options = {"is_causal": window < 0, "window_size_left": window}
+        options["window_size_right"] = -1 if window < 0 else 0
+        return library.bwd(grad, q, k, v, out, lse, **options)[:3]
+
+    return forward, backward
