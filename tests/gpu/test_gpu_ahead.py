@@ -22,8 +22,8 @@ ops.preload()
 assert not torch.cuda.is_initialized(), "imports alone started CUDA"
 sizes = {"context": 512, "vocab_size": 8192, "width": 256, "num_heads": 2, "kv_heads": 2}
 layers = {"windows": [128, 512], "offsets": [False, True], "value_layers": [1], "gated_layers": [1]}
-shape = Shape(**sizes, **layers, head_dim=128, front=32, shift=0)
-ahead.compile_all(torch.device("cuda"), shape, 0.0, is_scored=False)
+shape = Shape(**sizes, **layers, head_dim=128, front=32)
+ahead.compile_all(torch.device("cuda"), shape, is_scored=False)
 assert not torch.cuda.is_initialized(), "the children have the card, not we"
 """
 

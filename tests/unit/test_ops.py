@@ -127,7 +127,6 @@ SHAPE = Shape(  # the first layer has no gate, the last two have a value embeddi
     value_layers=[1, 2],
     gated_layers=[1, 2],
     front=8,
-    shift=12,
 )
 
 
@@ -162,7 +161,7 @@ class TestAhead:
 
         monkeypatch.setattr(ahead, "list_calls", lambda *_: [first, fail, last])
         ahead.stand_by()
-        ahead.compile_all(CPU, SHAPE, 0.0, is_scored=False)
+        ahead.compile_all(CPU, SHAPE, is_scored=False)
         pids = {int((folder / name).read_text()) for name in ("first", "last")}
         assert len(pids) == 2
         assert os.getpid() not in pids
@@ -174,7 +173,7 @@ class TestAhead:
         (folder / "cache" / "digest" / "fwd" / "kernel.o").touch()
         monkeypatch.setattr(ahead, "list_calls", lambda *_: [(folder / "called").touch])
         ahead.stand_by()
-        ahead.compile_all(CPU, SHAPE, 0.0, is_scored=False)
+        ahead.compile_all(CPU, SHAPE, is_scored=False)
         assert not (folder / "called").exists()
 
     def test_a_helper_that_hangs_or_dies_costs_its_patience_at_most(
@@ -184,25 +183,25 @@ class TestAhead:
         monkeypatch.setattr(ahead, "PATIENCE_S", 0.2)
         monkeypatch.setattr(ahead, "list_calls", lambda *_: [lambda: time.sleep(2)])
         ahead.stand_by()
-        ahead.compile_all(CPU, SHAPE, 0.0, is_scored=False)
+        ahead.compile_all(CPU, SHAPE, is_scored=False)
         monkeypatch.setattr(ahead, "list_calls", lambda *_: os._exit(1))
         ahead.stand_by()
-        ahead.compile_all(CPU, SHAPE, 0.0, is_scored=False)
-        ahead.compile_all(CPU, SHAPE, 0.0, is_scored=False)  # nobody waits now
+        ahead.compile_all(CPU, SHAPE, is_scored=False)
+        ahead.compile_all(CPU, SHAPE, is_scored=False)  # nobody waits now
 
     def test_what_is_only_scored_compiles_the_way_forward_alone(self) -> None:
         """Each window, kind of sum and form of heads once; the way back for training, each by a
         child of its own or after its way forward.
         """
-        forth = ahead.list_calls(CPU, SHAPE, 0.0, True)
-        both = ahead.list_calls(CPU, SHAPE, 0.0, False)
+        forth = ahead.list_calls(CPU, SHAPE, True)
+        both = ahead.list_calls(CPU, SHAPE, False)
         names = [Counter(call.func.__name__ for call in calls) for calls in (forth, both)]
         each = {"try_forward": 2, "try_up": 1, "try_kind": 4, "call_kernels": 2}
         assert names[0] == {**each, "try_out": 1}
         back = {"try_backward": 2, "try_down": 1, "call_kernel": 2, "try_sum": 1}
         assert names[1] == {**each, **back}
         short = replace(SHAPE, windows=[64] * 3)
-        assert len(ahead.list_calls(CPU, short, 0.0, True)) == len(forth) - 1
+        assert len(ahead.list_calls(CPU, short, True)) == len(forth) - 1
 
 
 @pytest.mark.parametrize(("factor", "is_right"), [(1.0, True), (1.019, True), (1.021, False)])
@@ -324,23 +323,19 @@ def test_split_heads_twin_is_train_s(train: ModuleType, has_value: bool, offset:
     train.QK_GAIN = 1.0
 
 
-@pytest.mark.parametrize("shift", [0, 3])
-def test_add_norm_twin_is_train_s(train: ModuleType, shift: int) -> None:
+def test_add_norm_twin_is_train_s(train: ModuleType) -> None:
     """On a CPU the operator is its twin, and train.py's own computes the same."""
     inputs = (*(double(2, 7, 8) for _ in range(3)), double(), double())
-    for got, wanted in zip(
-        residual.add_norm(*inputs, 4, shift), train.add_norm(*inputs, 4, shift), strict=True
-    ):
+    for got, wanted in zip(residual.add_norm(*inputs, 4), train.add_norm(*inputs, 4), strict=True):
         torch.testing.assert_close(got, wanted)
 
 
-@pytest.mark.parametrize("leak", [0.0, 0.5, 1.0])
-def test_mlp_keeps_only_squares(leak: float) -> None:
+def test_mlp_keeps_only_squares() -> None:
     """The operator's own backward pass, from squared activations, is the twin's: float64."""
     x, fc, proj = (double(*shape).requires_grad_() for shape in ((2, 5, 6), (24, 6), (6, 24)))
     weight = double(2, 5, 6)
-    out = mlp.relu2_mlp(x, fc, proj, "torch", leak)
-    wanted = mlp.relu2_mlp_twin(x, fc, proj, leak)
+    out = mlp.relu2_mlp(x, fc, proj, "torch")
+    wanted = mlp.relu2_mlp_twin(x, fc, proj)
     torch.testing.assert_close(out, wanted)
     got = torch.autograd.grad((out * weight).sum(), (x, fc, proj))
     for a, b in zip(got, torch.autograd.grad((wanted * weight).sum(), (x, fc, proj)), strict=True):
@@ -350,7 +345,7 @@ def test_mlp_keeps_only_squares(leak: float) -> None:
 def test_mlp_operator_is_well_formed() -> None:
     """Schema, fake implementation and autograd registration agree with the real one."""
     x, fc, proj = (torch.randn(shape).requires_grad_() for shape in ((10, 6), (24, 6), (6, 24)))
-    torch.library.opcheck(mlp.relu2_forward, (x, fc, proj, "torch", 0.5))
+    torch.library.opcheck(mlp.relu2_forward, (x, fc, proj, "torch"))
 
 
 def test_lookup_is_the_twin_and_train_s(train: ModuleType) -> None:

@@ -299,20 +299,6 @@ def test_one_back_is_half_a_key(train: ModuleType) -> None:
     assert not moved[:, 0, :, slow].any()
 
 
-def test_mlps_may_look_one_back(train: ModuleType) -> None:
-    """A share of what an MLP reads is the token before's, seen without attention."""
-    tokens = random_tokens(1)
-    other = tokens.clone()
-    other[0, 20] = (other[0, 20] + 1) % VOCAB
-    for share, reach in ((0.0, 0), (0.25, 4)):  # one token a layer
-        train.MLP_SHIFT = share
-        model = perturbed(train.build_model(FakeRun()))
-        model.operators.attend_heads = lambda qkv, *_: torch.zeros(*qkv.shape[:2], 2, 32)
-        with torch.no_grad():
-            changed = (model(tokens) - model(other)).abs().amax(-1)[0].nonzero()[:, 0]
-        assert changed.tolist() == list(range(20, 21 + reach))
-
-
 @pytest.mark.parametrize("groups", [1, 2, 4])
 @pytest.mark.parametrize("window", [1, 5, 15, 16, 99])
 def test_attention_is_the_formula(train: ModuleType, groups: int, window: int) -> None:

@@ -28,8 +28,6 @@ DEPTH = 8  # transformer blocks
 WIDTH = 0  # channels of the residual stream, rounded up to whole heads; 0: 64 x DEPTH
 HEAD_DIM = 128  # channels an attention head
 KV_HEADS = 0  # key/value heads, taken down to a divisor of the query heads; 0: as many as those
-MLP_SHIFT = 0.0  # share of the MLP's input channels that are the token before's [0.0, 0.5]
-MLP_LEAK = 0.0  # slope of the MLP's ReLU below zero, squared like the rest [0.0, 1.0]
 MLP_RATIO = 4  # hidden channels of the MLP, times width [2, 6]
 WINDOW_PATTERN = "SSSL"  # short and long layers in turn, last long {"SSSL", "SSSSL", "SL", "L"}
 SHORT_WINDOW = 0.5  # how far back an S layer sees, share of the context [0.0625, 1.0] log
@@ -157,18 +155,12 @@ def sdpa(q, k, v, window):
     return y.transpose(1, 2)
 
 
-def add_norm(x, y=None, x0=None, resid=None, mix=None, front=0, shift=0):
-    """x + y, or resid (x + y) + mix x0; that normed; the first channels of this.
-
-    With a shift so many channels of the second result are those of the token before, or 0.
-    """
+def add_norm(x, y=None, x0=None, resid=None, mix=None, front=0):
+    """x + y, or resid (x + y) + mix x0; that normed; the first channels of this."""
     x = x if y is None else x + y
     x = x if x0 is None else resid * x + mix * x0
     h = norm(x)
-    first = h[..., :front]
-    if shift:
-        h = torch.cat([F.pad(h[..., :shift], (0, 0, 1, -1)), h[..., shift:]], dim=-1)
-    return x, h, first
+    return x, h, h[..., :front]
 
 
 def share(x, num):
@@ -177,8 +169,8 @@ def share(x, num):
 
 
 def relu2_mlp(x, fc, proj):
-    """C -> 4C -> C with (leaky) ReLU squared: x (B, T, C), fc (4C, C), proj (C, 4C)."""
-    return F.linear(F.leaky_relu(F.linear(x, fc), MLP_LEAK).square(), proj)
+    """C -> 4C -> C with ReLU squared: x (B, T, C), fc (4C, C), proj (C, 4C)."""
+    return F.linear(F.relu(F.linear(x, fc)).square(), proj)
 
 
 def lookup(tokens, embedding, values):
@@ -275,8 +267,7 @@ class Operators:
             shape |= {"head_dim": HEAD_DIM, "windows": model.windows, "offsets": model.offsets}
             shape |= {"value_layers": model.value_layers, "front": GATE_CHANNELS}
             shape |= {"gated_layers": range(DEPTH) if HEAD_GATE else model.value_layers}
-            shape |= {"shift": round(MLP_SHIFT * model.width)}
-            factors = {"softcap": SOFTCAP, "gain": QK_GAIN, "leak": MLP_LEAK}
+            factors = {"softcap": SOFTCAP, "gain": QK_GAIN}
             ops.install(self, device, ops.Shape(**shape), attention=ATTENTION, **factors)
 
     def attend_heads(self, qkv, cos, sin, num_heads, opening, value, window, offset):
@@ -315,7 +306,7 @@ def block(x, y, x0, cos, sin, resid, mix, weights, value, window, offset, ops):
     seen = ops.attend_heads(qkv, cos, sin, num_heads, opening, value, window, offset)
     if head_gate is not None:
         seen = seen * (2 * torch.sigmoid(F.linear(first, head_gate)))[..., None]
-    x, h, _ = ops.add_norm(x, F.linear(seen.flatten(2), out), shift=round(MLP_SHIFT * x.size(-1)))
+    x, h, _ = ops.add_norm(x, F.linear(seen.flatten(2), out))
     return x, ops.mlp(h, fc, proj)
 
 

@@ -50,7 +50,6 @@ def install(
     attention: str,
     softcap: float,
     gain: float,
-    leak: float,
 ) -> None:
     """Replace operators by faster ones that work on this device.
 
@@ -61,9 +60,8 @@ def install(
         attention: rung of the attention ladder, or "auto" for the best that works.
         softcap: the bound of the logits.
         gain: factor on normed queries and keys.
-        leak: slope of the MLP's ReLU below zero.
     """
-    ahead.compile_all(device, shape, leak, is_scored=not torch.is_grad_enabled())
+    ahead.compile_all(device, shape, is_scored=not torch.is_grad_enabled())
     head_dim, windows = shape.head_dim, shape.windows
     attend, name = _attention.choose(attention, device, head_dim, shape.context, windows)
     operators.names["attend"] = name
@@ -89,10 +87,10 @@ def install(
         operators.add_norm = residual.add_norm
         if residual.SHARE:
             operators.share = residual.share
-    backend, reason = _mlp.choose(device, leak)
+    backend, reason = _mlp.choose(device)
     operators.names["mlp"] = f"{backend or 'torch'} ({reason})" if reason else backend
     if backend:
-        operators.mlp = partial(_mlp.relu2_mlp, backend=backend, leak=leak)
+        operators.mlp = partial(_mlp.relu2_mlp, backend=backend)
 
 
 def _is_fine(operators: Operators, part: str, trial: Callable[[], None]) -> bool:

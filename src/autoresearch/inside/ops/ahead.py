@@ -52,7 +52,7 @@ def stand_by() -> None:
     _helper = ours
 
 
-def compile_all(device: torch.device, shape: Shape, leak: float, *, is_scored: bool) -> None:
+def compile_all(device: torch.device, shape: Shape, *, is_scored: bool) -> None:
     """Compile what a model of this shape will call, where no cache has it yet; see `list_calls`."""
     global _helper
     helper, _helper = _helper, None
@@ -60,13 +60,11 @@ def compile_all(device: torch.device, shape: Shape, leak: float, *, is_scored: b
         return
     with helper, suppress(OSError, EOFError):  # closed without a word, the helper ends
         if not _has_kernels():
-            helper.send((device, shape, leak, is_scored))
+            helper.send((device, shape, is_scored))
             helper.poll(PATIENCE_S)
 
 
-def list_calls(
-    device: torch.device, shape: Shape, leak: float, is_scored: bool
-) -> list[Callable[[], object]]:
+def list_calls(device: torch.device, shape: Shape, is_scored: bool) -> list[Callable[[], object]]:
     """Calls that compile at least one kernel each; the way back is not for what is only scored."""
     calls: list[Callable[[], object]] = []
     sizes = (device, shape.head_dim, shape.context)
@@ -74,11 +72,11 @@ def list_calls(
         calls.append(partial(attention.try_forward, *sizes, window))
         if not is_scored:
             calls.append(partial(attention.try_backward, *sizes, window))
-    calls.append(partial(mlp.try_up, "quack", device, leak))
+    calls.append(partial(mlp.try_up, "quack", device))
     if is_scored:
         calls.append(partial(softcap_ce.try_out, device))
     else:
-        calls.append(partial(mlp.try_down, "quack", device, leak))
+        calls.append(partial(mlp.try_down, "quack", device))
         calls.append(partial(softcap_ce.call_kernel, device, shape))
         calls.append(partial(table.call_kernel, device, shape))
         calls.append(partial(residual.try_sum, device, shape))
@@ -95,10 +93,10 @@ def _has_kernels() -> bool:
     return FOLDER not in os.environ or any(path.is_file() for path in folder.rglob("*"))
 
 
-def _compile(device: torch.device, shape: Shape, leak: float, is_scored: bool) -> None:
+def _compile(device: torch.device, shape: Shape, is_scored: bool) -> None:
     """A child for each call; returns when all have ended."""
     children = []
-    for call in list_calls(device, shape, leak, is_scored):
+    for call in list_calls(device, shape, is_scored):
         pid = os.fork()
         if pid == 0:
             with suppress(BaseException):

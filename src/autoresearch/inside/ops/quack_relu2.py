@@ -8,10 +8,7 @@ modules it keys by name, so functions are reached through those.
 
 from functools import cache
 
-import cutlass
 from cutlass import cute
-from cutlass._mlir.extras import types
-from cutlass._mlir_helpers import arith
 from quack import activation
 from quack.epilogue.frontend import gemm_epilogue
 
@@ -53,25 +50,6 @@ def up(acc):
 def down_gradient(acc, c):
     """acc times the slope of the activation whose square is `c`."""
     return {"D": acc * (2.0 * cute.math.sqrt(c, approx=True))}
-
-
-@gemm_epilogue()
-def leaky_up(acc, leak):
-    """The square of acc or, below zero, of leak x acc; in bfloat16 odd there and even above."""
-    positive = activation.relu(acc)
-    square = acc * (positive + leak * leak * (acc - positive))
-    side = cutlass.Int32(arith.bitcast(acc.ir_value(), types.i32())) >> 31 & 0x10000
-    bits = cutlass.Int32(arith.bitcast(square.ir_value(), types.i32()))
-    bits = (bits + 0x10000 - side) & -0x20000 | side
-    return {"D": cutlass.Float32(arith.bitcast(bits.ir_value(), types.f32()))}
-
-
-@gemm_epilogue()
-def leaky_down_gradient(acc, c, leak):
-    """acc times the slope of the activation that left `c`."""
-    bits = cutlass.Int32(arith.bitcast(c.ir_value(), types.i32()))
-    is_odd = cutlass.Float32(bits >> 16 & 1)
-    return {"D": acc * (2.0 - is_odd * (2.0 + 2.0 * leak)) * cute.math.sqrt(c, approx=True)}
 
 
 @gemm_epilogue()

@@ -3,9 +3,8 @@
 A layer adds to the stream twice and norms it twice. Forward, one kernel reads what is added and
 writes sum and normed sum; backward, one kernel turns both gradients into that of what was added,
 and sums up the gradients of the two scalars on the way. Backward needs the normed sum and a length
-a token: the sum is their product and is not kept, but with a shift, which drops channels of the
-former. `share` gives a tensor to all layers and adds their gradients up at the end: (n + 1) passes
-over the bytes, not 3 (n - 1).
+a token: the sum is their product and is not kept. `share` gives a tensor to all layers and adds
+their gradients up at the end: (n + 1) passes over the bytes, not 3 (n - 1).
 """
 
 from __future__ import annotations
@@ -38,7 +37,6 @@ class Kind(NamedTuple):
     has_y: bool = True
     has_x0: bool = False
     front: int = 0
-    shift: int = 0
     is_last: bool = False  # the sum before the norm has no gradient
 
 
@@ -49,7 +47,6 @@ def add_norm_twin(
     resid: Tensor | None = None,
     mix: Tensor | None = None,
     front: int = 0,
-    shift: int = 0,
 ) -> Sums:
     """The definition: x + y, or resid (x + y) + mix x0; that normed; the first channels of this.
 
@@ -60,18 +57,13 @@ def add_norm_twin(
         resid: a scalar.
         mix: a scalar.
         front: how many channels the third result has.
-        shift: how many channels of the second come from the token before, (..., T, C), or are 0.
     """
     if y is not None:
         x = x + y
     if x0 is not None:
         x = resid * x + mix * x0
     normed = F.rms_norm(x, (x.size(-1),), eps=1e-6)
-    first = normed[..., :front]
-    if shift:
-        before = F.pad(normed[..., :shift], (0, 0, 1, -1))
-        normed = torch.cat([before, normed[..., shift:]], dim=-1)
-    return x, normed, first
+    return x, normed, normed[..., :front]
 
 
 def add_norm(
@@ -81,12 +73,11 @@ def add_norm(
     resid: Tensor | None = None,
     mix: Tensor | None = None,
     front: int = 0,
-    shift: int = 0,
 ) -> Sums:
     """As the twin, which it is on a CPU."""
     if x.device.type == "cpu":
-        return add_norm_twin(x, y, x0, resid, mix, front, shift)
-    total, normed, first, _ = add_norm_forward(x, y, x0, resid, mix, front, shift)
+        return add_norm_twin(x, y, x0, resid, mix, front)
+    total, normed, first, _ = add_norm_forward(x, y, x0, resid, mix, front)
     return total, normed, first
 
 
@@ -98,7 +89,6 @@ def add_norm_forward(
     resid: Tensor | None,
     mix: Tensor | None,
     front: int,
-    shift: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Sum, normed sum, its first channels, and the length (...) in float32 that parts the two."""
     from autoresearch.inside.ops.kernels import residual as kernels
@@ -117,9 +107,7 @@ def add_norm_forward(
         first,
         size,
         num,
-        x.size(-2),
         C,
-        SHIFT=shift,
         FRONT=front,
         ROWS=ROWS,
         BLOCK=_power(C),
@@ -149,7 +137,6 @@ def _(
     resid: Tensor | None,
     mix: Tensor | None,
     front: int,
-    shift: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return _outputs(x, front)
 
@@ -164,12 +151,8 @@ def add_norm_backward(
     x0: Tensor | None,
     resid: Tensor | None,
     mix: Tensor | None,
-    shift: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of x (and y), of x0, and (2,) of the scalars; the last two are empty without x0.
-
-    With a shift `normed` is the sum before the norm.
-    """
+    """Gradients of x (and y), of x0, and (2,) of the scalars; the last two are empty without x0."""
     from autoresearch.inside.ops.kernels import residual as kernels
 
     C, num, front = normed.size(-1), size.numel(), 0 if dfirst is None else dfirst.size(-1)
@@ -192,8 +175,6 @@ def add_norm_backward(
         num,
         C,
         num_programs,
-        normed.size(-2),
-        SHIFT=shift,
         FRONT=front,
         ROWS=ROWS_BACK,
         BLOCK=_power(C),
@@ -219,7 +200,6 @@ def _(
     x0: Tensor | None,
     resid: Tensor | None,
     mix: Tensor | None,
-    shift: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
     has_x0 = x0 is not None
     dx0 = normed.new_empty(normed.shape if has_x0 else (0,))
@@ -227,10 +207,9 @@ def _(
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    _, y, x0, resid, mix, _, ctx.shift = inputs
+    _, y, x0, resid, mix, _ = inputs
     ctx.has_y, ctx.has_x0 = y is not None, x0 is not None
-    kept = output[0] if ctx.shift else output[1]
-    ctx.save_for_backward(kept, output[3], *((x0, resid, mix) if ctx.has_x0 else ()))
+    ctx.save_for_backward(output[1], output[3], *((x0, resid, mix) if ctx.has_x0 else ()))
     ctx.set_materialize_grads(False)
 
 
@@ -241,18 +220,18 @@ def _gradient(
     dfirst: Tensor | None,
     _dsize: Tensor | None,
 ) -> tuple[Tensor | None, ...]:
-    kept, size, *rest = ctx.saved_tensors
+    normed, size, *rest = ctx.saved_tensors
     if dnormed is None:
-        dnormed = torch.zeros_like(kept)
+        dnormed = torch.zeros_like(normed)
     if dfirst is not None and dfirst.size(-1) == 0:
         dfirst = None
-    grads = (dtotal, dnormed, dfirst, kept, size)
-    dx, dx0, scalars = add_norm_backward(*grads, *(rest or (None, None, None)), ctx.shift)
+    grads = (dtotal, dnormed, dfirst, normed, size)
+    dx, dx0, scalars = add_norm_backward(*grads, *(rest or (None, None, None)))
     dy = dx if ctx.has_y else None
     if not rest:
-        return dx, dy, *(5 * [None])
+        return dx, dy, *(4 * [None])
     dresid, dmix = (part.to(scalar.dtype) for part, scalar in zip(scalars, rest[1:], strict=True))
-    return dx, dy, dx0, dresid, dmix, None, None
+    return dx, dy, dx0, dresid, dmix, None
 
 
 add_norm_forward.register_autograd(_gradient, setup_context=_setup)
@@ -293,7 +272,7 @@ def add_up(summands: list[Tensor]) -> Tensor | None:
 def list_kinds(shape: Shape) -> list[Kind]:
     """The sums that a model makes, each kind once."""
     kinds = {Kind(has_y=i > 0, has_x0=True, front=front) for i, front in enumerate(shape.fronts)}
-    return sorted(kinds | {Kind(shift=shape.shift), Kind(is_last=True)})
+    return sorted(kinds | {Kind(), Kind(is_last=True)})
 
 
 def try_out(device: torch.device, shape: Shape) -> None:
@@ -318,7 +297,7 @@ def try_kind(device: torch.device, width: int, kind: Kind) -> None:
     grads[2] = grads[2][:, : kind.front]
 
     def sums(function: Any, *own: Tensor) -> list[Tensor]:
-        results = function(**dict(zip(given, own, strict=True)), front=kind.front, shift=kind.shift)
+        results = function(**dict(zip(given, own, strict=True)), front=kind.front)
         return [results[1]] if kind.is_last else [t for t in results if t.numel()]
 
     grads = grads[1:2] if kind.is_last else grads[: 3 if kind.front else 2]

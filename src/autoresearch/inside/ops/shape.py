@@ -24,7 +24,6 @@ class Shape:
         value_layers: layers with a value embedding.
         gated_layers: layers with a gate.
         front: channels that gates look at.
-        shift: channels of the MLP's input that are the token before's.
     """
 
     context: int
@@ -38,7 +37,6 @@ class Shape:
     value_layers: Collection[int]
     gated_layers: Collection[int]
     front: int
-    shift: int
 
     @property
     def num_layers(self) -> int:

@@ -15,10 +15,7 @@ def gemm_relu2(
     N,
     K,
     num_programs,
-    leak,
     IS_BACKWARD: tl.constexpr,
-    IS_LEAKY: tl.constexpr,
-    LAST_BIT: tl.constexpr,  # where the last bit of a square is when it is a float32
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
     DEPTH: tl.constexpr,
@@ -36,36 +33,23 @@ def gemm_relu2(
         halves = tl.permute(tl.reshape(sums, (ROWS, 2, COLUMNS // 2)), (0, 2, 1))
         first, second = tl.split(halves)
         if IS_BACKWARD:
-            first = _back(squares, row, column, first, leak, IS_LEAKY, LAST_BIT)
-            second = _back(squares, row, column + COLUMNS // 2, second, leak, IS_LEAKY, LAST_BIT)
+            first = _back(squares, row, column, first)
+            second = _back(squares, row, column + COLUMNS // 2, second)
         else:
-            first = _forth(first, leak, IS_LEAKY, LAST_BIT)
-            second = _forth(second, leak, IS_LEAKY, LAST_BIT)
+            first = _forth(first)
+            second = _forth(second)
         out.store([row, column], first.to(out.dtype))
         out.store([row, column + COLUMNS // 2], second.to(out.dtype))
 
 
 @triton.jit
-def _forth(sums, leak, IS_LEAKY: tl.constexpr, LAST_BIT: tl.constexpr):
-    """The square of the (leaky) ReLU; with a leak odd below zero and even above, in its type."""
+def _forth(sums):
+    """The square of the ReLU."""
     positive = tl.maximum(sums, 0.0)
-    result = positive * positive
-    if IS_LEAKY:
-        negative = leak * (sums - positive)
-        UNIT: tl.constexpr = 1 << LAST_BIT
-        side = tl.where(sums < 0, UNIT, 0)
-        bits = (result + negative * negative).to(tl.int32, bitcast=True)
-        bits = ((bits + (UNIT - side)) & (-2 * UNIT)) | side
-        result = bits.to(tl.float32, bitcast=True)
-    return result
+    return positive * positive
 
 
 @triton.jit
-def _back(squares, row, column, sums, leak, IS_LEAKY: tl.constexpr, LAST_BIT: tl.constexpr):
+def _back(squares, row, column, sums):
     """Times the slope that belongs to what was kept."""
-    kept = squares.load([row, column]).to(tl.float32)
-    slope = 2.0 * tl.sqrt(kept)
-    if IS_LEAKY:
-        side = (kept.to(tl.int32, bitcast=True) >> LAST_BIT) & 1
-        slope = tl.where(side == 1, -leak * slope, slope)
-    return sums * slope
+    return sums * 2.0 * tl.sqrt(squares.load([row, column]).to(tl.float32))

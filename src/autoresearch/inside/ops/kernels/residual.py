@@ -20,9 +20,7 @@ def add_norm(
     first,  # (N, FRONT), written
     size,  # (N,) float32, written
     N,
-    T,  # tokens a row
     C,
-    SHIFT: tl.constexpr,  # channels of normed that go to the next token of the row
     FRONT: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -46,18 +44,8 @@ def add_norm(
     tl.store(total + place, sums.to(total.dtype.element_ty), mask=inside)
     if FRONT > 0:
         tl.store(first + wide * FRONT + columns, unit, mask=inside & (columns < FRONT))
-    if SHIFT > 0:  # the last token of a row leaves 0 to the first of another
-        place = _after(rows, columns, N, SHIFT) * C + columns
-        unit = tl.where((columns < SHIFT) & (rows % T == T - 1)[:, None], 0.0, unit)
     tl.store(normed + place, unit, mask=inside)
     tl.store(size + rows, length, mask=rows < N)
-
-
-@triton.jit
-def _after(rows, columns, N, SHIFT: tl.constexpr):
-    """The row that each channel goes to: the one after (of the last, the first) or its own."""
-    after = tl.where(rows < N - 1, rows + 1, 0).to(tl.int64)[:, None]
-    return tl.where(columns < SHIFT, after, rows.to(tl.int64)[:, None])
 
 
 @scalars_anywhere
@@ -65,7 +53,7 @@ def add_norm_backward(
     dtotal,  # (N, C), read if HAS_TOTAL
     dnormed,  # (N, C)
     dfirst,  # (N, FRONT)
-    normed,  # (N, C); with SHIFT the sum before the norm
+    normed,  # (N, C)
     size,  # (N,)
     x0,  # (N, C), read if HAS_X0
     resid,  # scalar, likewise
@@ -76,8 +64,6 @@ def add_norm_backward(
     N,
     C,
     num_programs,
-    T,
-    SHIFT: tl.constexpr,
     FRONT: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -92,11 +78,7 @@ def add_norm_backward(
     place = wide * C + columns
     length = tl.load(size + rows, mask=rows < N, other=1.0)[:, None]
     unit = tl.load(normed + place, mask=inside, other=0.0).to(tl.float32)
-    unit = unit / length if SHIFT > 0 else unit
-    goal = _after(rows, columns, N, SHIFT) * C + columns if SHIFT > 0 else place
-    slope = tl.load(dnormed + goal, mask=inside, other=0.0).to(tl.float32)
-    if SHIFT > 0:
-        slope = tl.where((columns < SHIFT) & (rows % T == T - 1)[:, None], 0.0, slope)
+    slope = tl.load(dnormed + place, mask=inside, other=0.0).to(tl.float32)
     if FRONT > 0:
         is_front = inside & (columns < FRONT)
         more = tl.load(dfirst + wide * FRONT + columns, mask=is_front, other=0.0)
