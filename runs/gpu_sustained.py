@@ -1,4 +1,4 @@
-"""Products in bfloat16 and in float8, attention by two libraries: a second on end each.
+"""Products in bfloat16 and float8, attention by two libraries and by documents, a second each.
 
 Usage: python runs/gpu_bench.py --sections sustained (this file is not called by itself)
 
@@ -37,6 +37,7 @@ def section_sustained() -> None:
     for name, (columns, depth) in PRODUCTS.items():
         meter.attempt(name, partial(products, name, columns, depth))
     for window in (256, 1024, T):
+        meter.attempt(f"documents {window}", partial(documents, window))
         meter.attempt(f"attention {window}", partial(attention, window))
 
 
@@ -91,6 +92,28 @@ def attention(window: int) -> None:
     meter.check(
         f"3 like 4, window {window}", list(zip(results["3"], results["4"], strict=True)), 1e-2
     )
+
+
+def documents(window: int) -> None:
+    """FlashAttention 4 where a token sees its own document alone: 1,080 tokens on average."""
+    interface = importlib.import_module("flash_attn.cute.interface")
+    q, k, v, grad = (meter.normal(N, H, D).detach() for _ in range(4))
+    generator = torch.Generator().manual_seed(0)
+    lengths = 100 - 980 * torch.rand(4 * N // T * 4, generator=generator).log()
+    ends = torch.cat([lengths.cumsum(0).long(), torch.arange(0, N + 1, T)]).unique()
+    ends = ends[ends <= N]
+    left = window if window < T - 1 else None
+    for num in (len(ends), 8 * N // T):  # as many as there are, and a number that compiles
+        ends = torch.cat([ends, ends.new_full((max(0, num - len(ends)),), N)])
+        bounds = ends.int().cuda()
+        seen = {"cu_seqlens_q": bounds, "cu_seqlens_k": bounds, "window_size_left": left}
+        seen |= {"max_seqlen_q": T, "max_seqlen_k": T, "causal": True}
+        forward = partial(interface._flash_attn_fwd, q, k, v, return_lse=True, **seen)
+        out, lse, *_ = forward()
+        backward = partial(interface._flash_attn_bwd, q, k, v, out, grad, lse, **seen)
+        name = f"{len(ends) - 1} documents, window {window}"
+        meter.row(f"{name}, forward", sustained_ms(forward), 0, 8 * q.numel())
+        meter.row(f"{name}, backward", sustained_ms(backward), 0, 16 * q.numel())
 
 
 def fa3() -> tuple[Callable[..., Any], Callable[..., Any]]:
