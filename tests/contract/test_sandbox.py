@@ -167,11 +167,17 @@ def test_a_program_that_is_missing_is_an_error_or_an_exit(sandbox: Sandbox) -> N
     tree.kill()
 
 
-READ = """
+# A folder is read if it shows a name that does not lead to Python or to us: a checkout may lie in
+# /tmp or in /home.
+READ = f"""
 import os
+OURS = {[str(folder) + "/" for folder in sandbox_module.runtime_folders()]!r}
 def reads(path):
     try:
-        return bool(os.listdir(path) if os.path.isdir(path) else [open(path, "rb").read(1)])
+        if not os.path.isdir(path):
+            return bool([open(path, "rb").read(1)])
+        names = [os.path.join(path, name, "") for name in os.listdir(path)]
+        return not all(any(folder.startswith(name) for folder in OURS) for name in names)
     except OSError:
         return False
 """
