@@ -75,6 +75,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--rows-at-once", type=int, default=64, help="rows a scored chunk (64: logits of 4.3 GB)"
     )
+    parser.add_argument("--vocab", type=int, default=8192, help="tokens of the vocabulary")
     parser.add_argument("--audit", action="store_true", help="audit every run")
     parser.add_argument("--timeline", action="store_true", help="print the seconds of each stage")
     parser.add_argument(
@@ -143,7 +144,7 @@ def row_of(preset: str, run: Measurement) -> str:
 def open_host(args: argparse.Namespace) -> Host:
     """The corpus prepared and everything else that runs need, said as it is done."""
     began = time.monotonic()
-    data = {"corpus": "files", "path": args.corpus, "vocab_size": 8192, "context": 2048}
+    data = {"corpus": "files", "path": args.corpus, "vocab_size": args.vocab, "context": 2048}
     data |= {"score_tokens": 5_600_000, "holdout_tokens": args.holdout_tokens}
     trial = {"budget_s": args.budget[0], "score_rows_per_chunk": args.rows_at_once}
     config = override(Config(), data=data, trial=trial)

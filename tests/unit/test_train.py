@@ -555,6 +555,8 @@ LEADS: dict[str, dict[str, Any]] = {
     "triples": {"TRIGRAM_ROWS": 509},
     "both": {"BIGRAM_ROWS": 509, "TRIGRAM_ROWS": 251},
     "gates": {"HEAD_GATE": True},
+    "smear": {"SMEAR": True},
+    "gated pairs": {"BIGRAM_ROWS": 509, "NGRAM_GATE": True},
 }
 
 

@@ -37,6 +37,7 @@ KEY_OFFSET = "none"  # layers whose keys are half those of the token before {"no
 QK_GAIN = 1.0  # factor on normed queries and keys: sharpness of attention [0.8, 1.6]
 VALUE_EVERY = 2  # layers from one value embedding to the next, counted from the last layer [1, 4]
 HEAD_GATE = False  # each head's output times twice the sigmoid of a gate {True, False}
+SMEAR = False  # a gated part of the embedding before is added to each {True, False}
 GATE_CHANNELS = 32  # channels of the block input that gates look at
 LAMBDA_RESID = 1.0  # start of the residual scalars, factor
 LAMBDA_X0 = 0.1  # start of the scalars that mix the embedding back in, factor [0.01, 0.5] log
@@ -45,7 +46,9 @@ INIT_SCALE = 1.0  # factor on the first spread of block matrices and value table
 FC_INIT = 1.0  # factor on that of the MLP's first matrix on top [0.2, 1.5] log
 BIGRAM_ROWS = 0  # rows of the table of token pairs, 0: none; worth trying 2**17 to 2**19
 TRIGRAM_ROWS = 0  # rows of the table of token triples, 0: none; worth trying 2**18 to 2**20
+NGRAM_GATE = False  # a gate a token on what its pair or triple adds {True, False}
 TABLES_BF16 = True  # embedding tables and their moments in bfloat16, else float32 {True, False}
+NGRAMS_BF16 = True  # the same for the tables of pairs and triples {True, False}
 
 # Optimizer (embedding and head rates are for width 768 and scale with width^-0.5)
 EMBEDDING_LR = 0.6  # Adam step size of the token embedding [0.03, 1.5] log
@@ -54,6 +57,8 @@ NGRAM_LR = 0.1  # Adam step size of pairs and triples, which start at 0; worth t
 HEAD_LR = 0.004  # Adam step size of the head [0.001, 0.05] log
 SCALAR_LR = 0.5  # Adam step size of lambda_x0; other scalars take a hundredth [0.05, 1.0] log
 MATRIX_LR = 0.04  # Muon step size, times sqrt(rows / columns) of tall matrices [0.005, 0.2] log
+PROJ_LR = 1.0  # factor on that for the MLP's second matrix [0.5, 2.0] log
+HEAD_POLAR = False  # queries, keys, values: a polar factor for each head {True, False}
 ADAM_BETA1 = 0.8  # Adam momentum, decay a step [0.6, 0.95]
 ADAM_BETA2 = 0.95  # Adam second moment, decay a step [0.9, 0.995]
 TABLE_BETA2 = 0.95  # the same for embedding tables: rare tokens want long memory [0.9, 0.999]
@@ -153,6 +158,11 @@ def sdpa(q, k, v, window):
         mask = (back >= 0) & (back <= window)
         y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
     return y.transpose(1, 2)
+
+
+def gate_heads(seen, first, weights):
+    """Each head's output times twice the sigmoid of a gate: (B, T, H, D), (B, T, n), (H, n)."""
+    return seen * (2 * torch.sigmoid(F.linear(first, weights)))[..., None]
 
 
 def add_norm(x, y=None, x0=None, resid=None, mix=None, front=0):
@@ -305,9 +315,24 @@ def block(x, y, x0, cos, sin, resid, mix, weights, value, window, offset, ops):
     qkv = F.linear(h, q_kv)
     seen = ops.attend_heads(qkv, cos, sin, num_heads, opening, value, window, offset)
     if head_gate is not None:
-        seen = seen * (2 * torch.sigmoid(F.linear(first, head_gate)))[..., None]
+        seen = gate_heads(seen, first, head_gate)
     x, h, _ = ops.add_norm(x, F.linear(seen.flatten(2), out))
     return x, ops.mlp(h, fc, proj)
+
+
+def enter(embedded, before, found, gates):
+    """The stream that enters the first block: embedded (B, T, C), normed, with what came before.
+
+    That is the token before, if there are weights (1, n) for its gate, and what the tables of
+    n-grams hold, (B, T, C) each, with weights (1, n) for a gate or None.
+    """
+    x = norm(embedded)
+    front = x[..., :GATE_CHANNELS]
+    if before is not None:
+        x = x + torch.tanh(F.linear(front, before)) * F.pad(x, (0, 0, 1, -1))
+    for added, gate in zip(found, gates, strict=True):
+        x = x + (added if gate is None else added * (2 * torch.sigmoid(F.linear(front, gate))))
+    return x
 
 
 class GPT(nn.Module):
@@ -338,16 +363,20 @@ class GPT(nn.Module):
         self.proj = nn.Parameter(torch.empty(L, C, MLP_RATIO * C))
         self.gate = nn.Parameter(torch.empty(len(self.value_layers), G, GATE_CHANNELS))
         self.head_gate = nn.Parameter(torch.empty(L, H, GATE_CHANNELS)) if HEAD_GATE else None
+        self.smear = nn.Parameter(torch.empty(1, 1, GATE_CHANNELS)) if SMEAR else None
         self.lambda_resid = nn.Parameter(torch.empty(L))
         self.lambda_x0 = nn.Parameter(torch.empty(L))
         sizes = {2: BIGRAM_ROWS, 3: TRIGRAM_ROWS}
         self.spans = [n for n in sizes if sizes[n]]
+        tables = torch.bfloat16 if NGRAMS_BF16 else torch.float32
         ngrams = [torch.empty(sizes[n], C, dtype=tables) for n in self.spans]
         self.ngrams = nn.ParameterList(map(nn.Parameter, ngrams))
+        openings = torch.empty(len(self.spans), 1, GATE_CHANNELS)
+        self.ngram_gate = nn.Parameter(openings) if NGRAM_GATE else None
         for name in ("cos", "sin"):
             table = torch.empty(context, 1, D // 2, dtype=torch.bfloat16)
             self.register_buffer(name, table, persistent=False)
-        self.block = block  # main() compiles it
+        self.enter, self.block = enter, block  # main() compiles them
 
     @torch.no_grad()
     def initialize(self, operators, precision):
@@ -378,15 +407,20 @@ class GPT(nn.Module):
         banks = (q_kv, self.out.to(dtype), self.fc.to(dtype), self.proj.to(dtype))
         matrices = list(zip(*(bank.unbind() for bank in banks), strict=True))
         resid, mix, gates = self.lambda_resid.unbind(), self.lambda_x0.unbind(), self.gate.to(dtype)
-        embedded, looked_up = ops.lookup(tokens, self.embedding, self.values)
+        tables = (self.embedding, self.values)
+        tables = [table if TABLES_BF16 else table.to(dtype) for table in tables]
+        embedded, looked_up = ops.lookup(tokens, *tables)
         values = zip(self.value_layers, looked_up, gates, strict=True)
         values = {i: (value.to(dtype), gate) for i, value, gate in values}
 
-        x0 = norm(embedded.to(dtype))
+        found, openings = [], len(self.spans) * [None]
         for n, table in zip(self.spans, self.ngrams, strict=True):
             rows = ngram_rows(tokens, n, len(table))
-            found = ops.lookup(rows, table, table.new_empty(0, 1, 1))[0].to(dtype)
-            x0 = x0 + found
+            found.append(ops.lookup(rows, table, table.new_empty(0, 1, 1))[0].to(dtype))
+        if NGRAM_GATE:
+            openings = self.ngram_gate.to(dtype).unbind()
+        before = self.smear[0].to(dtype) if SMEAR else None
+        x0 = self.enter(embedded.to(dtype), before, found, openings)
         x, *copies = ops.share(x0, 1 + L)
         y = None
         for i in range(L):
@@ -463,7 +497,8 @@ class MuonAdamW(torch.optim.Optimizer):
     """One optimizer, an update rule per parameter group. All state is there from the start."""
 
     def __init__(self, groups, dtype):
-        super().__init__(groups, defaults={"decay": 0.0, "step": 0, "is_counted": False})
+        defaults = {"decay": 0.0, "step": 0, "is_counted": False, "heads": 1}
+        super().__init__(groups, defaults=defaults)
         self.adamw_rule, self.muon_rule = adamw_rule, muon_rule
         self.dtype = dtype  # of the polar step
         for group in self.param_groups:
@@ -474,10 +509,15 @@ class MuonAdamW(torch.optim.Optimizer):
                     if group["is_counted"]:
                         self.state[p]["seen"] = torch.zeros(len(p), 1, device=p.device)
                     continue
-                N, rows, columns = p.flatten(0, -3).shape
+                N, rows, columns = self._bank(p, group["heads"]).shape
                 vector = (N, rows, 1) if rows >= columns else (N, 1, columns)
                 square = torch.zeros(vector, device=p.device)
                 self.state[p] = {"momentum": torch.zeros_like(p), "square": square}
+
+    @staticmethod
+    def _bank(p, heads):
+        """Matrices as one batch (N, rows, columns), each cut into its heads."""
+        return p.unflatten(-2, (heads, -1)).flatten(0, -3)
 
     @torch.no_grad()
     def step(self):
@@ -495,7 +535,7 @@ class MuonAdamW(torch.optim.Optimizer):
                     moments = (state["mean"], state["square"], state.get("seen"))
                     self.adamw_rule(p, p.grad, *moments, *scalars)
                     continue
-                flat = [t.flatten(0, -3) for t in (p, p.grad, state["momentum"])]
+                flat = [self._bank(t, group["heads"]) for t in (p, p.grad, state["momentum"])]
                 self.muon_rule(*flat, state["square"], *scalars, self.dtype)
 
 
@@ -520,10 +560,13 @@ def make_optimizer(model):
     for table in model.ngrams:
         group = adamw(table, NGRAM_LR * s, NGRAM_DECAY, table_betas)
         groups.append({**group, "is_counted": True})
-    head_gates = [model.head_gate] if HEAD_GATE else []
-    for p in (model.q, model.kv, model.out, model.fc, model.proj, model.gate, *head_gates):
+    gates = (model.gate, model.head_gate, model.ngram_gate, model.smear)
+    gates = [p for p in gates if p is not None]
+    for p in (model.q, model.kv, model.out, model.fc, model.proj, *gates):
         lr = MATRIX_LR * max(1.0, p.size(-2) / p.size(-1)) ** 0.5
-        group = {"params": [p], "rule": "muon", "lr": lr, "decay": MATRIX_DECAY}
+        lr *= PROJ_LR if p is model.proj else 1.0
+        heads = p.size(-2) // HEAD_DIM if HEAD_POLAR and (p is model.q or p is model.kv) else 1
+        group = {"params": [p], "rule": "muon", "lr": lr, "decay": MATRIX_DECAY, "heads": heads}
         groups.append({**group, "betas": (MOMENTUM_START, NORMUON_BETA2)})
     return MuonAdamW(groups, model.precision)
 
@@ -614,7 +657,7 @@ def compile_parts(model, optimizer):
     """Compile one block (not all: they are alike), what is around it, the loss, the two rules."""
     torch._dynamo.config.recompile_limit = 64  # one for each window, micro-batch, matrix shape
     whole = partial(torch.compile, dynamic=False, fullgraph=True)
-    model.block = whole(block)
+    model.enter, model.block = whole(enter), whole(block)
     if model.operators.head_loss is head_loss:
         model.operators.head_loss = torch.compile(head_loss, dynamic=False)
     optimizer.adamw_rule, optimizer.muon_rule = whole(adamw_rule), whole(muon_rule)

@@ -107,10 +107,11 @@ def loss_and_gradient(
 
     num_rows, vocab = logits.shape
     is_cuda = logits.device.type == "cuda"
-    num_programs = min(num_rows, PROGRAMS_A_PROCESSOR * num_processors(logits.device))
     block = triton.next_power_of_2(vocab)
-    warps = max(4, min(16, block // 512))
-    options = {"maxnreg": 64} if is_cuda and warps == 16 else {}  # or only one program would fit
+    warps = max(4, min(32, block // 512))
+    options = {"maxnreg": 64} if is_cuda and warps >= 16 else {}  # or fewer programs would fit
+    num_at_once = num_processors(logits.device) * (PROGRAMS_A_PROCESSOR if warps <= 16 else 1)
+    num_programs = min(num_rows, num_at_once)
     kernels.softcap_ce[(num_programs,)](
         logits,
         targets,

@@ -1,0 +1,164 @@
+"""Fifteen changes to preset h100 in sixteen runs: each is in half of them, every pair balanced.
+
+Usage: python runs/gpu_design.py --rows ROWS [--large-rows ROWS_16K] --out RUNS.jsonl
+           [--seconds 66] [--worker 0 --workers 2]
+       python runs/gpu_design.py --tell --out RUNS.jsonl
+
+Hardware: one H100 or H200 for each worker; duration: 16 / workers x (seconds + half a minute).
+A quarter of the scale in everything: ROWS (gpu_rows.py --parts 4) are read about twice, half the
+batch, a quarter of the pairs. A change is worth the difference between the means of the eight runs
+with it and the eight without; what it costs in tokens is in there. Blocks are not compiled (0.8 %
+slower, and half a minute a run earlier), the optimizer and the gates of heads are.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import time
+import tomllib
+from argparse import Namespace
+from functools import partial
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+SCALE = {"TOTAL_BATCH": 32, "MICRO_BATCH": 32, "BIGRAM_ROWS": 2**16, "NGRAM_DECAY": 0.02}
+LARGE = "vocabulary 16384"
+CHANGES: dict[str, dict[str, Any]] = {
+    "width 512 instead of 640": {"WIDTH": 512},
+    "gates on heads": {"HEAD_GATE": True},
+    "long Adam memory, float32 tables": {
+        "ADAM_BETA1": 0.9, "ADAM_BETA2": 0.98, "TABLE_BETA2": 0.98, "TABLES_BF16": False
+    },
+    "Adam rates x 0.7": {"EMBEDDING_LR": 0.63, "VALUE_LR": 0.63, "HEAD_LR": 0.0035},
+    "momentum 0.985 instead of 0.975": {"MOMENTUM_END": 0.985},
+    "a part of the embedding before": {"SMEAR": True},
+    "matrix decay 0.1 instead of 0.2": {"MATRIX_DECAY": 0.1},
+    "rate of the MLP's second matrix x 1.5": {"PROJ_LR": 1.5},
+    "24 rows a step instead of 32": {"TOTAL_BATCH": 24, "MICRO_BATCH": 24},
+    "short windows of 128 instead of 256": {"SHORT_WINDOW": 0.0625},
+    "every third layer long, not every fifth": {"WINDOW_PATTERN": "SSL"},
+    LARGE: {},
+    "matrix rate 0.04 instead of 0.03": {"MATRIX_LR": 0.04},
+    "gate on pairs": {"NGRAM_GATE": True},
+    "polar factors by heads": {"HEAD_POLAR": True},
+}  # fmt: skip
+
+
+def make_design(num: int = 16) -> np.ndarray:
+    """(num, num - 1) of 0 and 1: columns of Sylvester's matrix without its first, shuffled rows."""
+    signs = np.ones((1, 1), dtype=int)
+    while len(signs) < num:
+        signs = np.block([[signs, signs], [signs, -signs]])
+    order = np.random.default_rng(0).permutation(num)
+    return (1 - signs[order, 1:]) // 2
+
+
+def compile_small_parts(train: ModuleType, model: Any, optimizer: Any) -> None:
+    """What is quickly compiled, in place of train.py's compile_parts."""
+    import torch
+
+    torch._dynamo.config.recompile_limit = 64
+    whole = partial(torch.compile, dynamic=False, fullgraph=True)
+    optimizer.adamw_rule, optimizer.muon_rule = whole(train.adamw_rule), whole(train.muon_rule)
+    model.enter, train.gate_heads = whole(train.enter), whole(train.gate_heads)
+
+
+def run_once(changes: set[str], given: Namespace) -> dict[str, Any]:
+    """Train and score one combination."""
+    import gpu_train
+    import torch
+
+    began = time.perf_counter()
+    presets = tomllib.loads((gpu_train.TEMPLATES / "presets.toml").read_text())
+    constants = {**presets["h100"]["constants"], **SCALE}
+    for name in changes:
+        constants |= CHANGES[name]
+    rows = given.large_rows if LARGE in changes else given.rows
+    train = gpu_train.load_train(constants)
+    train.compile_parts = partial(compile_small_parts, train)
+    torch._dynamo.reset()
+    options = Namespace(seconds=given.seconds, steps=0, profile_at=-1)
+    vocab_size = np.load(rows / "bytes.npy").shape[1]
+    run = gpu_train.Run(gpu_train.load_rows(rows), vocab_size, options, given.seed)
+    try:
+        train.main(run)
+    except gpu_train.SubmittedError:
+        pass
+    finally:
+        gc.enable()
+        gc.unfreeze()
+    result = {"changes": sorted(changes), "seed": given.seed, "ready_s": run.warm_s}
+    result |= {"tokens_M": run.facts["total_tokens_M"], "steps": run.steps, "loss": float(run.loss)}
+    result |= gpu_train.score(run.model, rows)
+    return {**result, "all_s": time.perf_counter() - began}
+
+
+def work(given: Namespace) -> None:
+    """This worker's share of the runs; each result is kept at once, and what is there is skipped.
+
+    Ends with code 1 if a run broke the device, which only a new process can use again.
+    """
+    import gpu_meter
+    import torch
+
+    names, design = list(CHANGES), make_design()
+    known = {run["number"] for run in read_runs(given.out)}
+    for number in range(given.worker, len(design), given.workers):
+        if number in known:
+            continue
+        changes = {name for name, is_on in zip(names, design[number], strict=True) if is_on}
+        result = gpu_meter.attempt(f"run {number}", partial(run_once, changes, given))
+        result = result if isinstance(result, dict) else {"changes": None}
+        with given.out.open("a") as file:
+            file.write(json.dumps({"number": number, **result}) + "\n")
+        if result["changes"] is None:
+            torch.cuda.synchronize()
+            continue
+        figures = f"{result['val_bpb_decoded']:.5f}, {result['tokens_M']:.1f} M tokens"
+        gpu_meter.say(f"--- run {number}: {figures}, {result['all_s']:.0f} s in all")
+
+
+def read_runs(path: Path) -> list[dict[str, Any]]:
+    """What was written so far; a run that failed has no changes."""
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def tell(path: Path) -> None:
+    """A line for each change, the best first. Incomplete designs are solved as well as they can."""
+    runs = [run for run in read_runs(path) if run["changes"] is not None]
+    names = list(CHANGES)
+    signs = [[1.0] + [0.5 if name in run["changes"] else -0.5 for name in names] for run in runs]
+    figures = [(run["val_bpb_decoded"], np.log(run["tokens_M"])) for run in runs]
+    (mean, _), *effects = np.linalg.lstsq(np.array(signs), np.array(figures), rcond=None)[0]
+    print(f"{len(runs)} runs, mean val_bpb_decoded {mean:.5f}; with the change instead of without:")
+    for name, (bpb, tokens) in sorted(zip(names, effects, strict=True), key=lambda e: e[1][0]):
+        print(f"{name:42s} {bpb:+.5f}  tokens {100 * (np.exp(tokens) - 1):+5.1f} %")
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--rows", type=Path)
+    parser.add_argument("--large-rows", type=Path)
+    parser.add_argument("--seconds", type=float, default=66.0)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--worker", type=int, default=0)
+    parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--tell", action="store_true")
+    parser.add_argument("--out", type=Path, required=True)
+    given = parser.parse_args()
+    if given.tell:
+        tell(given.out)
+    else:
+        work(given)
+
+
+if __name__ == "__main__":
+    main()
