@@ -128,16 +128,23 @@ def read_runs(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
+def estimate(runs: list[dict[str, Any]]) -> dict[str, tuple[float, float]]:
+    """What each change does to val_bpb_decoded and to the logarithm of tokens, if it can be told.
+
+    With runs missing, the smallest effects that explain the others.
+    """
+    signs = [[0.5 if name in run["changes"] else -0.5 for name in CHANGES] for run in runs]
+    figures = np.array([(run["val_bpb_decoded"], np.log(run["tokens_M"])) for run in runs])
+    effects = np.linalg.lstsq(np.array(signs), figures - figures.mean(0), rcond=None)[0]
+    return {name: (bpb, tokens) for name, (bpb, tokens) in zip(CHANGES, effects, strict=True)}
+
+
 def tell(path: Path) -> None:
-    """A line for each change, the best first. Incomplete designs are solved as well as they can."""
+    """A line for each change, the best first."""
     runs = [run for run in read_runs(path) if run["changes"] is not None]
-    names = list(CHANGES)
-    signs = [[1.0] + [0.5 if name in run["changes"] else -0.5 for name in names] for run in runs]
-    figures = [(run["val_bpb_decoded"], np.log(run["tokens_M"])) for run in runs]
-    (mean, _), *effects = np.linalg.lstsq(np.array(signs), np.array(figures), rcond=None)[0]
-    print(f"{len(runs)} runs, mean val_bpb_decoded {mean:.5f}; with the change instead of without:")
-    for name, (bpb, tokens) in sorted(zip(names, effects, strict=True), key=lambda e: e[1][0]):
-        print(f"{name:42s} {bpb:+.5f}  tokens {100 * (np.exp(tokens) - 1):+5.1f} %")
+    print(f"{len(runs)} runs; val_bpb_decoded with the change less that without, and tokens:")
+    for name, (bpb, tokens) in sorted(estimate(runs).items(), key=lambda item: item[1]):
+        print(f"{name:42s} {bpb:+.5f}  {100 * (np.exp(tokens) - 1):+5.1f} %")
 
 
 def main() -> None:
