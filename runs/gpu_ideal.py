@@ -27,10 +27,10 @@ def section_ideal() -> None:
 
 def ideal_of(preset: str) -> None:
     """A table of one preset's step, ms."""
-    constants = tomllib.loads((TEMPLATES / "presets.toml").read_text())[preset]["constants"]
-    train = load_train(constants)
+    table = tomllib.loads((TEMPLATES / "presets.toml").read_text())[preset]
+    train, data = load_train(table["constants"]), table["config"]["data"]
     with torch.device("meta"):
-        model = train.GPT(8192, 2048)
+        model = train.GPT(data["vocab_size"], data["context"])
     tokens = train.TOTAL_BATCH * model.context
     parts = {
         "matrix products": products_ms(model, tokens, train.MICRO_BATCH * model.context),

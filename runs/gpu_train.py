@@ -165,10 +165,10 @@ def load_train(constants: dict[str, Any]) -> ModuleType:
     return module
 
 
-def load_rows(folder: Path | None) -> list[torch.Tensor]:
-    """Training shards as the harness hands them over."""
+def load_rows(folder: Path | None, vocab_size: int) -> list[torch.Tensor]:
+    """Training shards as the harness hands them over; without a folder random tokens."""
     if folder is None:
-        return [torch.randint(0, 8192, (60_000, 2049)).to(torch.int16)]
+        return [torch.randint(0, vocab_size, (60_000, 2049)).to(torch.int16)]
     paths = sorted(folder.glob("rows_*.npy"))
     return [torch.from_numpy(np.load(path).view(np.int16)) for path in paths]
 
@@ -179,7 +179,10 @@ def section_train(preset: str, given: argparse.Namespace, seed: int) -> None:
     constants = {**tables[preset]["constants"], **given.set}
     train = load_train(constants)
     torch._dynamo.reset()
-    run = Run(load_rows(given.rows), 8192, given, seed)
+    vocab_size = tables[preset]["config"]["data"]["vocab_size"]
+    if given.rows:
+        vocab_size = np.load(given.rows / "bytes.npy").shape[1]
+    run = Run(load_rows(given.rows, vocab_size), vocab_size, given, seed)
     try:
         train.main(run)
     except SubmittedError:

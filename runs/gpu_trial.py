@@ -75,7 +75,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--rows-at-once", type=int, default=64, help="rows a scored chunk (64: logits of 4.3 GB)"
     )
-    parser.add_argument("--vocab", type=int, default=8192, help="tokens of the vocabulary")
+    parser.add_argument("--vocab", type=int, help="tokens of the vocabulary (that of the preset)")
     parser.add_argument("--audit", action="store_true", help="audit every run")
     parser.add_argument("--timeline", action="store_true", help="print the seconds of each stage")
     parser.add_argument(
@@ -141,10 +141,10 @@ def row_of(preset: str, run: Measurement) -> str:
     )
 
 
-def open_host(args: argparse.Namespace) -> Host:
+def open_host(args: argparse.Namespace, vocab_size: int) -> Host:
     """The corpus prepared and everything else that runs need, said as it is done."""
     began = time.monotonic()
-    data = {"corpus": "files", "path": args.corpus, "vocab_size": args.vocab, "context": 2048}
+    data = {"corpus": "files", "path": args.corpus, "vocab_size": vocab_size, "context": 2048}
     data |= {"score_tokens": 5_600_000, "holdout_tokens": args.holdout_tokens}
     trial = {"budget_s": args.budget[0], "score_rows_per_chunk": args.rows_at_once}
     config = override(Config(), data=data, trial=trial)
@@ -224,8 +224,12 @@ def main() -> None:
     """Prepare, run, print."""
     args = parse_arguments()
     guard_this_process()
-    specs = list_runs(args, [load_preset(name) for name in args.preset or ["h100"]])
-    host = open_host(args)
+    presets = [load_preset(name) for name in args.preset or ["h100"]]
+    vocab_sizes = {preset.config["data"]["vocab_size"] for preset in presets}
+    if len(vocab_sizes) > 1 and not args.vocab:
+        raise SystemExit(f"presets of several vocabularies, {vocab_sizes}: choose one by --vocab")
+    specs = list_runs(args, presets)
+    host = open_host(args, args.vocab or vocab_sizes.pop())
     timeline = Timeline() if args.timeline else None
     runs: list[Measurement] = []
     print(ROW.format(*HEAD), flush=True)

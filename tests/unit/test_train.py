@@ -552,11 +552,8 @@ def test_slow_step_cuts_the_batch(
 
 LEADS: dict[str, dict[str, Any]] = {
     "pairs": {"BIGRAM_ROWS": 509},
-    "triples": {"TRIGRAM_ROWS": 509},
-    "both": {"BIGRAM_ROWS": 509, "TRIGRAM_ROWS": 251},
     "gates": {"HEAD_GATE": True},
-    "smear": {"SMEAR": True},
-    "gated pairs": {"BIGRAM_ROWS": 509, "NGRAM_GATE": True},
+    "both": {"BIGRAM_ROWS": 509, "HEAD_GATE": True},
 }
 
 
@@ -632,41 +629,53 @@ def test_leads_fit_shallow_models(train: ModuleType, depth: int) -> None:
     assert run.model(random_tokens()).isfinite().all()
 
 
-@pytest.mark.parametrize("n", [2, 3])
-def test_ngrams_are_n_tokens(train: ModuleType, n: int) -> None:
-    """A row depends on all n tokens and their order, on no others; the first have their own."""
+def test_bigrams_are_two_tokens(train: ModuleType) -> None:
+    """A row depends on both tokens and their order, on no others; the first has its own."""
     size = 2**17
     tokens = torch.randint(0, 32768, (3, 50))
-    rows = train.ngram_rows(tokens, n, size)
-    assert (rows[:, : n - 1] == size - 1).all()
-    assert rows[:, n - 1 :].max() < size - 1
+    rows = train.bigram_rows(tokens, size)
+    assert (rows[:, 0] == size - 1).all()
+    assert rows[:, 1:].max() < size - 1
     assert rows.min() >= 0
-    for t in range(n - 1, 50):
-        assert torch.equal(
-            train.ngram_rows(tokens[:, t + 1 - n : t + 1], n, size)[:, -1], rows[:, t]
-        )
-    assert (train.ngram_rows(tokens.flip(1), n, size).flip(1)[:, : 1 - n] != rows[:, n - 1 :]).any()
-    assert torch.equal(train.ngram_rows(tokens.int(), n, size), rows.int())
+    for t in range(1, 50):
+        assert torch.equal(train.bigram_rows(tokens[:, t - 1 : t + 1], size)[:, -1], rows[:, t])
+    assert (train.bigram_rows(tokens.flip(1), size).flip(1)[:, :-1] != rows[:, 1:]).any()
+    assert torch.equal(train.bigram_rows(tokens.int(), size), rows.int())
 
 
-@pytest.mark.parametrize(("n", "num"), [(2, 300), (3, 45)])
-def test_ngrams_spread(train: ModuleType, n: int, num: int) -> None:
+def test_bigrams_spread(train: ModuleType) -> None:
     """As many rows are used as random ones would be."""
     size = 2**17
-    ngrams = torch.cartesian_prod(*[torch.arange(num)] * n)
-    used = train.ngram_rows(ngrams, n, size)[:, -1].unique().numel()
-    assert used > 0.95 * size * (1 - math.exp(-len(ngrams) / size))
+    pairs = torch.cartesian_prod(torch.arange(300), torch.arange(300))
+    used = train.bigram_rows(pairs, size)[:, -1].unique().numel()
+    assert used > 0.95 * size * (1 - math.exp(-len(pairs) / size))
 
 
-def test_the_mlp_may_start_smaller(train: ModuleType) -> None:
-    """FC_INIT scales the first matrix of the MLP and nothing else."""
-    torch.manual_seed(7)
-    plain = train.build_model(FakeRun())
-    torch.manual_seed(7)
-    train.FC_INIT = 0.4
+def test_gates_start_open(train: ModuleType) -> None:
+    """At first a gate changes nothing: what heads see and what pairs add pass as they are."""
+    train.BIGRAM_ROWS, train.HEAD_GATE = 509, True
     model = train.build_model(FakeRun())
-    torch.testing.assert_close(model.fc, plain.fc * 0.4)
-    assert torch.equal(model.kv, plain.kv)
+    torch.nn.init.normal_(model.bigrams)
+    x, pairs = torch.randn(2, 8, model.width), torch.randn(2, 8, model.width)
+    entered = train.enter(x, pairs, model.bigram_gate[0])
+    torch.testing.assert_close(entered, train.norm(x) + pairs)
+    seen = torch.randn(2, 8, model.num_heads, model.head_dim)
+    gated = train.gate_heads(seen, x[..., : train.GATE_CHANNELS], model.head_gate[0])
+    torch.testing.assert_close(gated, seen)
+
+
+def test_the_second_matrix_has_a_rate_of_its_own(train: ModuleType) -> None:
+    """PROJ_LR scales the step of the MLP's second matrix and no other."""
+
+    def rates() -> dict[str, float]:
+        model = train.build_model(FakeRun())
+        names = {id(p): name for name, p in model.named_parameters()}
+        groups = train.make_optimizer(model).param_groups
+        return {names[id(group["params"][0])]: group["lr"] for group in groups}
+
+    plain = rates()
+    train.PROJ_LR = 1.5
+    assert rates() == {**plain, "proj": pytest.approx(1.5 * plain["proj"])}
 
 
 def test_tables_have_betas_of_their_own(train: ModuleType) -> None:
@@ -676,15 +685,15 @@ def test_tables_have_betas_of_their_own(train: ModuleType) -> None:
     optimizer = train.make_optimizer(model)
     names = {id(p): name for name, p in model.named_parameters()}
     slow = {names[id(g["params"][0])] for g in optimizer.param_groups if g["betas"][1] == 0.995}
-    assert slow == {"embedding", "values", "ngrams.0"}
+    assert slow == {"embedding", "values", "bigrams"}
 
 
-def test_rare_ngrams_learn_slowly(train: ModuleType) -> None:
-    """A row's first step is a share 1 / (1 + NGRAM_PRIOR) of Adam's; what is not seen stays."""
-    train.NGRAM_PRIOR, train.BIGRAM_ROWS, train.TABLES_BF16 = 3.0, 509, False
-    model = train.build_model(FakeRun())
+def test_rare_bigrams_learn_slowly(train: ModuleType) -> None:
+    """A row's first step is a share 1 / (1 + BIGRAM_PRIOR) of Adam's; what is not seen stays."""
+    train.BIGRAM_PRIOR, train.BIGRAM_ROWS = 3.0, 509
+    model = train.build_model(FakeRun()).float()  # exact
     optimizer = train.make_optimizer(model)
-    (table,) = model.ngrams
+    table = model.bigrams
     (group,) = (g for g in optimizer.param_groups if g["params"][0] is table)
     for p in model.parameters():
         p.grad = torch.zeros_like(p)

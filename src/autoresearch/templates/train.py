@@ -37,28 +37,22 @@ KEY_OFFSET = "none"  # layers whose keys are half those of the token before {"no
 QK_GAIN = 1.0  # factor on normed queries and keys: sharpness of attention [0.8, 1.6]
 VALUE_EVERY = 2  # layers from one value embedding to the next, counted from the last layer [1, 4]
 HEAD_GATE = False  # each head's output times twice the sigmoid of a gate {True, False}
-SMEAR = False  # a gated part of the embedding before is added to each {True, False}
 GATE_CHANNELS = 32  # channels of the block input that gates look at
 LAMBDA_RESID = 1.0  # start of the residual scalars, factor
 LAMBDA_X0 = 0.1  # start of the scalars that mix the embedding back in, factor [0.01, 0.5] log
 SOFTCAP = 15.0  # logits stay within +-this, nats [8.0, 40.0] log
 INIT_SCALE = 1.0  # factor on the first spread of block matrices and value tables [0.3, 1.5] log
-FC_INIT = 1.0  # factor on that of the MLP's first matrix on top [0.2, 1.5] log
 BIGRAM_ROWS = 0  # rows of the table of token pairs, 0: none; worth trying 2**17 to 2**19
-TRIGRAM_ROWS = 0  # rows of the table of token triples, 0: none; worth trying 2**18 to 2**20
-NGRAM_GATE = False  # a gate a token on what its pair or triple adds {True, False}
 TABLES_BF16 = True  # embedding tables and their moments in bfloat16, else float32 {True, False}
-NGRAMS_BF16 = True  # the same for the tables of pairs and triples {True, False}
 
 # Optimizer (embedding and head rates are for width 768 and scale with width^-0.5)
 EMBEDDING_LR = 0.6  # Adam step size of the token embedding [0.03, 1.5] log
 VALUE_LR = 0.6  # Adam step size of the value embeddings [0.03, 1.5] log
-NGRAM_LR = 0.1  # Adam step size of pairs and triples, which start at 0; worth trying 0.03 to 0.6
+BIGRAM_LR = 0.1  # Adam step size of pairs, which start at 0; worth trying 0.03 to 0.6
 HEAD_LR = 0.004  # Adam step size of the head [0.001, 0.05] log
 SCALAR_LR = 0.5  # Adam step size of lambda_x0; other scalars take a hundredth [0.05, 1.0] log
 MATRIX_LR = 0.04  # Muon step size, times sqrt(rows / columns) of tall matrices [0.005, 0.2] log
 PROJ_LR = 1.0  # factor on that for the MLP's second matrix [0.5, 2.0] log
-HEAD_POLAR = False  # queries, keys, values: a polar factor for each head {True, False}
 ADAM_BETA1 = 0.8  # Adam momentum, decay a step [0.6, 0.95]
 ADAM_BETA2 = 0.95  # Adam second moment, decay a step [0.9, 0.995]
 TABLE_BETA2 = 0.95  # the same for embedding tables: rare tokens want long memory [0.9, 0.999]
@@ -72,8 +66,8 @@ POLAR_STEPS = 5  # Polar Express iterations {3, 4, 5}
 MATRIX_DECAY = 0.2  # cautious weight decay of matrices at the start, falls to 0 [0.0, 0.5]
 EMBEDDING_DECAY = 0.0  # weight decay of the token embedding, times its step size [0.0, 0.01]
 VALUE_DECAY = 0.0  # weight decay of the value embeddings, times their step size [0.0, 0.01]
-NGRAM_PRIOR = 20.0  # sightings after which a row of those tables has half its step size; up to 500
-NGRAM_DECAY = 0.0  # weight decay of those tables, times their step size; read twice: up to 0.03
+BIGRAM_PRIOR = 20.0  # sightings after which a pair has half its step size; worth trying up to 500
+BIGRAM_DECAY = 0.0  # weight decay of pairs, times their step size; for text read twice up to 0.03
 HEAD_DECAY = 0.0  # weight decay of the head, times its step size [0.0, 0.05]
 
 # Schedule and batch
@@ -188,15 +182,13 @@ def lookup(tokens, embedding, values):
     return F.embedding(tokens, embedding), [F.embedding(tokens, table) for table in values]
 
 
-def ngram_rows(tokens, n, num_rows):
-    """Rows of a table of n tokens in a row, by a hash of each and those before: (B, T) -> (B, T).
+def bigram_rows(tokens, num_rows):
+    """Rows of the table of pairs, by a hash of each token and the one before: (B, T) -> (B, T).
 
-    The first n - 1 tokens, which have too few before them, share the last row.
+    The first token, which has none before, has the last row.
     """
-    mixed = 0
-    for back, factor in zip(range(n), (36313, 27191, 51749, 44533), strict=False):
-        mixed = mixed ^ (factor * tokens[:, n - 1 - back : tokens.size(1) - back])
-    return F.pad(mixed % (num_rows - 1), (n - 1, 0), value=num_rows - 1)
+    mixed = (36313 * tokens[:, 1:]) ^ (27191 * tokens[:, :-1])
+    return F.pad(mixed % (num_rows - 1), (1, 0), value=num_rows - 1)
 
 
 def softcap(logits):
@@ -320,19 +312,15 @@ def block(x, y, x0, cos, sin, resid, mix, weights, value, window, offset, ops):
     return x, ops.mlp(h, fc, proj)
 
 
-def enter(embedded, before, found, gates):
-    """The stream that enters the first block: embedded (B, T, C), normed, with what came before.
+def enter(embedded, bigrams, gate):
+    """What enters the first block: embedded (B, T, C), normed, and what pairs add, or None.
 
-    That is the token before, if there are weights (1, n) for its gate, and what the tables of
-    n-grams hold, (B, T, C) each, with weights (1, n) for a gate or None.
+    Pairs (B, T, C) are added times twice the sigmoid of a gate a token, weights (1, n).
     """
     x = norm(embedded)
-    front = x[..., :GATE_CHANNELS]
-    if before is not None:
-        x = x + torch.tanh(F.linear(front, before)) * F.pad(x, (0, 0, 1, -1))
-    for added, gate in zip(found, gates, strict=True):
-        x = x + (added if gate is None else added * (2 * torch.sigmoid(F.linear(front, gate))))
-    return x
+    if bigrams is None:
+        return x
+    return x + bigrams * (2 * torch.sigmoid(F.linear(x[..., :GATE_CHANNELS], gate)))
 
 
 class GPT(nn.Module):
@@ -363,16 +351,12 @@ class GPT(nn.Module):
         self.proj = nn.Parameter(torch.empty(L, C, MLP_RATIO * C))
         self.gate = nn.Parameter(torch.empty(len(self.value_layers), G, GATE_CHANNELS))
         self.head_gate = nn.Parameter(torch.empty(L, H, GATE_CHANNELS)) if HEAD_GATE else None
-        self.smear = nn.Parameter(torch.empty(1, 1, GATE_CHANNELS)) if SMEAR else None
         self.lambda_resid = nn.Parameter(torch.empty(L))
         self.lambda_x0 = nn.Parameter(torch.empty(L))
-        sizes = {2: BIGRAM_ROWS, 3: TRIGRAM_ROWS}
-        self.spans = [n for n in sizes if sizes[n]]
-        tables = torch.bfloat16 if NGRAMS_BF16 else torch.float32
-        ngrams = [torch.empty(sizes[n], C, dtype=tables) for n in self.spans]
-        self.ngrams = nn.ParameterList(map(nn.Parameter, ngrams))
-        openings = torch.empty(len(self.spans), 1, GATE_CHANNELS)
-        self.ngram_gate = nn.Parameter(openings) if NGRAM_GATE else None
+        self.bigrams = self.bigram_gate = None
+        if BIGRAM_ROWS:
+            self.bigrams = nn.Parameter(torch.empty(BIGRAM_ROWS, C, dtype=torch.bfloat16))
+            self.bigram_gate = nn.Parameter(torch.empty(1, 1, GATE_CHANNELS))
         for name in ("cos", "sin"):
             table = torch.empty(context, 1, D // 2, dtype=torch.bfloat16)
             self.register_buffer(name, table, persistent=False)
@@ -389,7 +373,6 @@ class GPT(nn.Module):
         nn.init.normal_(self.head, std=0.001)
         for matrices in (self.q, self.kv, self.fc, self.values):
             nn.init.uniform_(matrices, -bound, bound)
-        self.fc.mul_(FC_INIT)
         self.lambda_resid.fill_(LAMBDA_RESID)
         self.lambda_x0.fill_(LAMBDA_X0)
         device = self.cos.device
@@ -407,20 +390,17 @@ class GPT(nn.Module):
         banks = (q_kv, self.out.to(dtype), self.fc.to(dtype), self.proj.to(dtype))
         matrices = list(zip(*(bank.unbind() for bank in banks), strict=True))
         resid, mix, gates = self.lambda_resid.unbind(), self.lambda_x0.unbind(), self.gate.to(dtype)
-        tables = (self.embedding, self.values)
-        tables = [table if TABLES_BF16 else table.to(dtype) for table in tables]
-        embedded, looked_up = ops.lookup(tokens, *tables)
+        kept = torch.bfloat16 if TABLES_BF16 else dtype  # rows travel in this precision
+        embedded, looked_up = ops.lookup(tokens, self.embedding.to(kept), self.values.to(kept))
         values = zip(self.value_layers, looked_up, gates, strict=True)
         values = {i: (value.to(dtype), gate) for i, value, gate in values}
 
-        found, openings = [], len(self.spans) * [None]
-        for n, table in zip(self.spans, self.ngrams, strict=True):
-            rows = ngram_rows(tokens, n, len(table))
-            found.append(ops.lookup(rows, table, table.new_empty(0, 1, 1))[0].to(dtype))
-        if NGRAM_GATE:
-            openings = self.ngram_gate.to(dtype).unbind()
-        before = self.smear[0].to(dtype) if SMEAR else None
-        x0 = self.enter(embedded.to(dtype), before, found, openings)
+        bigrams, gate = None, None
+        if BIGRAM_ROWS:
+            rows, empty = bigram_rows(tokens, BIGRAM_ROWS), self.bigrams.new_empty(0, 1, 1)
+            bigrams = ops.lookup(rows, self.bigrams, empty)[0].to(dtype)
+            gate = self.bigram_gate[0].to(dtype)
+        x0 = self.enter(embedded.to(dtype), bigrams, gate)
         x, *copies = ops.share(x0, 1 + L)
         y = None
         for i in range(L):
@@ -463,12 +443,12 @@ def adamw_rule(p, grad, mean, square, seen, rate, decay, beta1, beta2, correctio
     """AdamW on one parameter. Scalars are 0-d tensors: one compiled kernel serves every step.
 
     Adam gives a row that is seen once the step of one that is seen always, and so learns rare
-    n-grams by heart; `seen` (rows, 1), if not None, counts how often each had a gradient.
+    pairs by heart; `seen` (rows, 1), if not None, counts how often each had a gradient.
     """
     g = grad.float()
     if seen is not None:
         seen.add_(g.abs().amax(dim=-1, keepdim=True) > 0)
-        rate = rate * seen / (seen + NGRAM_PRIOR)
+        rate = rate * seen / (seen + BIGRAM_PRIOR)
     m = mean + (g - mean) * (1 - beta1)
     s = square + (g * g - square) * (1 - beta2)
     mean.copy_(m)
@@ -497,8 +477,7 @@ class MuonAdamW(torch.optim.Optimizer):
     """One optimizer, an update rule per parameter group. All state is there from the start."""
 
     def __init__(self, groups, dtype):
-        defaults = {"decay": 0.0, "step": 0, "is_counted": False, "heads": 1}
-        super().__init__(groups, defaults=defaults)
+        super().__init__(groups, defaults={"decay": 0.0, "step": 0, "is_counted": False})
         self.adamw_rule, self.muon_rule = adamw_rule, muon_rule
         self.dtype = dtype  # of the polar step
         for group in self.param_groups:
@@ -509,15 +488,10 @@ class MuonAdamW(torch.optim.Optimizer):
                     if group["is_counted"]:
                         self.state[p]["seen"] = torch.zeros(len(p), 1, device=p.device)
                     continue
-                N, rows, columns = self._bank(p, group["heads"]).shape
+                N, rows, columns = p.flatten(0, -3).shape
                 vector = (N, rows, 1) if rows >= columns else (N, 1, columns)
                 square = torch.zeros(vector, device=p.device)
                 self.state[p] = {"momentum": torch.zeros_like(p), "square": square}
-
-    @staticmethod
-    def _bank(p, heads):
-        """Matrices as one batch (N, rows, columns), each cut into its heads."""
-        return p.unflatten(-2, (heads, -1)).flatten(0, -3)
 
     @torch.no_grad()
     def step(self):
@@ -535,7 +509,7 @@ class MuonAdamW(torch.optim.Optimizer):
                     moments = (state["mean"], state["square"], state.get("seen"))
                     self.adamw_rule(p, p.grad, *moments, *scalars)
                     continue
-                flat = [self._bank(t, group["heads"]) for t in (p, p.grad, state["momentum"])]
+                flat = [t.flatten(0, -3) for t in (p, p.grad, state["momentum"])]
                 self.muon_rule(*flat, state["square"], *scalars, self.dtype)
 
 
@@ -557,16 +531,14 @@ def make_optimizer(model):
         adamw(model.lambda_resid, SCALAR_LR * 0.01),
         adamw(model.lambda_x0, SCALAR_LR, betas=(0.96, 0.95)),
     ]
-    for table in model.ngrams:
-        group = adamw(table, NGRAM_LR * s, NGRAM_DECAY, table_betas)
+    if BIGRAM_ROWS:
+        group = adamw(model.bigrams, BIGRAM_LR * s, BIGRAM_DECAY, table_betas)
         groups.append({**group, "is_counted": True})
-    gates = (model.gate, model.head_gate, model.ngram_gate, model.smear)
-    gates = [p for p in gates if p is not None]
+    gates = [p for p in (model.gate, model.head_gate, model.bigram_gate) if p is not None]
     for p in (model.q, model.kv, model.out, model.fc, model.proj, *gates):
         lr = MATRIX_LR * max(1.0, p.size(-2) / p.size(-1)) ** 0.5
         lr *= PROJ_LR if p is model.proj else 1.0
-        heads = p.size(-2) // HEAD_DIM if HEAD_POLAR and (p is model.q or p is model.kv) else 1
-        group = {"params": [p], "rule": "muon", "lr": lr, "decay": MATRIX_DECAY, "heads": heads}
+        group = {"params": [p], "rule": "muon", "lr": lr, "decay": MATRIX_DECAY}
         groups.append({**group, "betas": (MOMENTUM_START, NORMUON_BETA2)})
     return MuonAdamW(groups, model.precision)
 
@@ -747,23 +719,12 @@ def main(run):
         if step % COLLECT_EVERY == 0:
             gc.collect()
         tokens_per_s = step * step_tokens / (time.perf_counter() - started)
-        run.report(
-            step=step,
-            tokens=step * step_tokens,
-            loss=smooth / weight if weight else None,
-            lr=multiplier,
-            tokens_per_s=tokens_per_s,
-            mfu_percent=percent * tokens_per_s,
-            remaining_s=run.budget_s * (1 - progress),
-        )
-    run.submit(
-        model,
-        num_steps=step,
-        total_tokens_M=step * step_tokens / 1e6,
-        num_params_M=num_params / 1e6,
-        depth=DEPTH,
-        width=model.width,
-        mfu_percent=percent * tokens_per_s,
-        mfu_exact_percent=percent_exact * tokens_per_s,
-        attention=model.operators.names["attend"],
-    )
+        facts = {"step": step, "tokens": step * step_tokens, "lr": multiplier}
+        facts |= {"loss": smooth / weight if weight else None, "tokens_per_s": tokens_per_s}
+        facts |= {"mfu_percent": percent * tokens_per_s}
+        run.report(**facts, remaining_s=run.budget_s * (1 - progress))
+    facts = {"num_steps": step, "total_tokens_M": step * step_tokens / 1e6, "depth": DEPTH}
+    facts |= {"num_params_M": num_params / 1e6, "width": model.width}
+    facts |= {"mfu_percent": percent * tokens_per_s}
+    facts |= {"mfu_exact_percent": percent_exact * tokens_per_s}
+    run.submit(model, **facts, attention=model.operators.names["attend"])
