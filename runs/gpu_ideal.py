@@ -56,7 +56,7 @@ def bytes_ms(moved: float) -> float:
 def products_ms(model: Any, tokens: int, at_once: int) -> float:
     """All products of activations and weights: forward, gradient of the input, of the weight."""
     L, C = len(model.windows), model.width
-    kv = model.kv.size(1) * model.kv.size(2)
+    kv = 2 * model.k.size(1)
     shapes = {"q, k, v": (C + kv, C, L), "out": (C, C, L), "fc": (*model.fc.shape[1:], L)}
     shapes |= {"proj": (*model.proj.shape[1:], L), "head": (*model.head.shape, 1)}
     whole = 0.0
@@ -95,7 +95,7 @@ def heads_bytes(model: Any) -> int:
     A layer with a value embedding also reads v and the embedding and writes v; backward it reads
     the gradient and the embedding and writes the embedding's gradient.
     """
-    kv = model.kv.size(2)
+    kv = model.k.size(1)
     rotary = (model.width + kv) * (2 + 3) * len(model.windows)
     values = kv * (3 + 3) * len(model.value_layers)
     return BF16 * (rotary + values)
@@ -108,7 +108,7 @@ def gate_bytes(model: Any) -> int:
 
 def tables_bytes(model: Any) -> int:
     """A token's bytes: rows in and out, gradients in; of the embedding and of the value tables."""
-    channels = model.width + model.kv.size(2) * len(model.value_layers)
+    channels = model.width + model.k.size(1) * len(model.value_layers)
     return BF16 * channels * 3
 
 
@@ -116,7 +116,7 @@ def optimizer_ms(model: Any) -> float:
     """Parameters, gradients and moments in, parameters and moments out; Polar Express."""
     moved, flops = 0, 0.0
     for name, p in model.named_parameters():
-        if name in ("q", "kv", "out", "fc", "proj"):
+        if name in ("q", "k", "v", "out", "fc", "proj"):
             moved += p.numel() * F32 * 5
             small, large = sorted(p.shape[-2:])
             flops += p[..., 0, 0].numel() * 5 * (4 * large * small**2 + 2 * small**3)

@@ -204,7 +204,7 @@ def test_key_value_heads_divide_the_query_heads(train: ModuleType, wanted: int, 
     """Fewer key/value heads share; a number that doesn't divide is taken down to one that does."""
     train.WIDTH, train.KV_HEADS = 128, wanted
     model = train.build_model(FakeRun())
-    assert model.kv.shape == (4, 2, taken * 32, 128)
+    assert model.k.shape == model.v.shape == (4, taken * 32, 128)
     assert model(random_tokens()).isfinite().all()
 
 
@@ -221,7 +221,7 @@ def test_initial_weights(train: ModuleType) -> None:
     bound = math.sqrt(3 / 256)
     assert model.embedding.float().std().item() == pytest.approx(1.0, rel=0.05)
     assert model.head.std().item() == pytest.approx(0.001, rel=0.05)
-    for matrices in (model.q, model.kv, model.fc, model.values.float()):
+    for matrices in (model.q, model.k, model.v, model.fc, model.values.float()):
         assert matrices.abs().max().item() == pytest.approx(bound, rel=0.01)
         assert matrices.std().item() == pytest.approx(bound / math.sqrt(3), rel=0.02)
     for matrices in (model.out, model.proj, model.gate):
@@ -375,16 +375,16 @@ def make_muon(train: ModuleType, p: torch.Tensor, lr: float = 1.0, decay: float 
 
 def test_normuon_keeps_the_norm_of_each_matrix(train: ModuleType) -> None:
     """Rows are evened out, but every matrix of a bank moves as far as its polar factor would."""
-    p = torch.nn.Parameter(torch.zeros(2, 2, 24, 16))
+    p = torch.nn.Parameter(torch.zeros(4, 24, 16))
     optimizer = make_muon(train, p)
     for _ in range(3):
         before = p.detach().clone()
-        p.grad = torch.randn_like(p) * torch.tensor([1.0, 100.0])[:, None, None, None]
+        p.grad = torch.randn_like(p) * torch.tensor([1.0, 1.0, 100.0, 100.0])[:, None, None]
         optimizer.step()
     momentum = optimizer.state[p]["momentum"]
     nesterov = p.grad + (momentum - p.grad) * 0.85
-    wanted = train.polar(nesterov.flatten(0, 1), torch.float32).norm(dim=(-2, -1))
-    moved = (p - before).detach().flatten(0, 1)
+    wanted = train.polar(nesterov, torch.float32).norm(dim=(-2, -1))
+    moved = (p - before).detach()
     torch.testing.assert_close(moved.norm(dim=(-2, -1)), wanted, rtol=1e-4, atol=0)
     rows = moved.norm(dim=-1)
     assert (rows.std(dim=-1) / rows.mean(dim=-1)).max() < 0.25
@@ -450,7 +450,7 @@ def test_groups_are_the_table(train: ModuleType) -> None:
     assert rates["fc"] == pytest.approx(0.04 * 2)  # 4 times as tall as wide
     assert groups["lambda_x0"]["betas"] == (0.96, 0.95)
     assert {name for name, group in groups.items() if group["rule"] == "muon"} == {
-        "q", "kv", "out", "fc", "proj", "gate"
+        "q", "k", "v", "out", "fc", "proj", "gate"
     }  # fmt: skip
 
 
@@ -567,7 +567,7 @@ def with_leads(train: ModuleType, name: str) -> ModuleType:
 
 def new_parameters(train: ModuleType, model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
     """Those that the plain model does not have."""
-    plain = {"embedding", "values", "head", "q", "kv", "out", "fc", "proj", "gate"}
+    plain = {"embedding", "values", "head", "q", "k", "v", "out", "fc", "proj", "gate"}
     plain |= {"lambda_resid", "lambda_x0"}
     return {name: p for name, p in model.named_parameters() if name not in plain}
 
@@ -748,8 +748,7 @@ def test_flops_of_the_default_size(train: ModuleType) -> None:
     with torch.device("meta"):
         model = train.GPT(8192, 2048)
     attention = model.flops_per_token() - 6 * sum(
-        p.numel()
-        for p in (model.q, model.kv, model.out, model.fc, model.proj, model.gate, model.head)
+        p.numel() for p in (model.q, model.k, model.v, model.out, model.fc, model.proj, model.head)
     )
     assert model.flops_per_token() / 1e6 == pytest.approx(239.1, abs=0.1)
     assert attention / 1e6 == pytest.approx(62.9, abs=0.1)

@@ -265,7 +265,7 @@ class Operators:
                 self.names["note"] = f"no fast operators: {error}"
                 return
             shape = {"context": model.context, "vocab_size": len(model.head), "width": model.width}
-            shape |= {"num_heads": model.num_heads, "kv_heads": model.kv.size(2) // HEAD_DIM}
+            shape |= {"num_heads": model.num_heads, "kv_heads": model.k.size(1) // HEAD_DIM}
             shape |= {"head_dim": HEAD_DIM, "windows": model.windows, "offsets": model.offsets}
             shape |= {"value_layers": model.value_layers, "front": GATE_CHANNELS}
             shape |= {"gated_layers": range(DEPTH) if HEAD_GATE else model.value_layers}
@@ -298,14 +298,14 @@ def block(x, y, x0, cos, sin, resid, mix, weights, value, window, offset, ops):
 
     The stream comes and goes as x + y: what the MLP adds is added with the next norm, in one pass.
     """
-    q_kv, out, fc, proj, gate, head_gate = weights
+    qkv, out, fc, proj, gate, head_gate = weights
     num_heads = x.size(-1) // (2 * cos.size(-1))
     front = 0 if gate is None and head_gate is None else GATE_CHANNELS
     x, h, first = ops.add_norm(x, y, x0, resid, mix, front)
     # gates start at exactly 1: their weights are zero
     opening = None if gate is None else F.linear(first, gate)
-    qkv = F.linear(h, q_kv)
-    seen = ops.attend_heads(qkv, cos, sin, num_heads, opening, value, window, offset)
+    heads = F.linear(h, qkv)
+    seen = ops.attend_heads(heads, cos, sin, num_heads, opening, value, window, offset)
     if head_gate is not None:
         seen = gate_heads(seen, first, head_gate)
     x, h, _ = ops.add_norm(x, F.linear(seen.flatten(2), out))
@@ -345,11 +345,12 @@ class GPT(nn.Module):
         self.values = nn.Parameter(torch.empty(len(self.value_layers), V, G * D, dtype=tables))
         self.head = nn.Parameter(torch.empty(V, C))
         self.q = nn.Parameter(torch.empty(L, C, C))
-        self.kv = nn.Parameter(torch.empty(L, 2, G * D, C))
+        self.k = nn.Parameter(torch.empty(L, G * D, C))
+        self.v = nn.Parameter(torch.empty(L, G * D, C))
         self.out = nn.Parameter(torch.empty(L, C, C))
         self.fc = nn.Parameter(torch.empty(L, MLP_RATIO * C, C))
         self.proj = nn.Parameter(torch.empty(L, C, MLP_RATIO * C))
-        self.gate = nn.Parameter(torch.empty(len(self.value_layers), G, GATE_CHANNELS))
+        self.gate = nn.Parameter(torch.empty(L, G, GATE_CHANNELS))  # used where value_layers says
         self.head_gate = nn.Parameter(torch.empty(L, H, GATE_CHANNELS)) if HEAD_GATE else None
         self.lambda_resid = nn.Parameter(torch.empty(L))
         self.lambda_x0 = nn.Parameter(torch.empty(L))
@@ -371,7 +372,7 @@ class GPT(nn.Module):
             p.zero_()
         nn.init.normal_(self.embedding, std=1.0)
         nn.init.normal_(self.head, std=0.001)
-        for matrices in (self.q, self.kv, self.fc, self.values):
+        for matrices in (self.q, self.k, self.v, self.fc, self.values):
             nn.init.uniform_(matrices, -bound, bound)
         self.lambda_resid.fill_(LAMBDA_RESID)
         self.lambda_x0.fill_(LAMBDA_X0)
@@ -386,14 +387,14 @@ class GPT(nn.Module):
         """Logits (B, T, V) in float32, or the mean loss in nats if there are targets."""
         T, L, dtype, ops = tokens.size(1), len(self.windows), self.precision, self.operators
         cos, sin = self.cos[:T].to(dtype), self.sin[:T].to(dtype)
-        q_kv = torch.cat([self.q.to(dtype), self.kv.to(dtype).flatten(1, 2)], dim=1)
-        banks = (q_kv, self.out.to(dtype), self.fc.to(dtype), self.proj.to(dtype))
+        qkv = torch.cat([bank.to(dtype) for bank in (self.q, self.k, self.v)], dim=1)
+        banks = (qkv, self.out.to(dtype), self.fc.to(dtype), self.proj.to(dtype))
         matrices = list(zip(*(bank.unbind() for bank in banks), strict=True))
-        resid, mix, gates = self.lambda_resid.unbind(), self.lambda_x0.unbind(), self.gate.to(dtype)
-        kept = torch.bfloat16 if TABLES_BF16 else dtype  # rows travel in this precision
+        resid, mix = self.lambda_resid.unbind(), self.lambda_x0.unbind()
+        gates = self.gate.to(dtype).unbind()
+        kept = torch.bfloat16 if TABLES_BF16 else dtype
         embedded, looked_up = ops.lookup(tokens, self.embedding.to(kept), self.values.to(kept))
-        values = zip(self.value_layers, looked_up, gates, strict=True)
-        values = {i: (value.to(dtype), gate) for i, value, gate in values}
+        values = {i: (looked_up[n].to(dtype), gates[i]) for n, i in enumerate(self.value_layers)}
 
         bigrams, gate = None, None
         if BIGRAM_ROWS:
@@ -417,7 +418,7 @@ class GPT(nn.Module):
     def flops_per_token(self, is_exact=False):
         """Forward and backward FLOPs: the usual formula counts masked keys, the exact does not."""
         T = self.context
-        matrices = (self.q, self.kv, self.out, self.fc, self.proj, self.gate, self.head)
+        matrices = (self.q, self.k, self.v, self.out, self.fc, self.proj, self.head)
         size, keys = sum(p.numel() for p in matrices), 0.0
         for window in self.windows:
             window = min(window, T)
@@ -488,7 +489,7 @@ class MuonAdamW(torch.optim.Optimizer):
                     if group["is_counted"]:
                         self.state[p]["seen"] = torch.zeros(len(p), 1, device=p.device)
                     continue
-                N, rows, columns = p.flatten(0, -3).shape
+                N, rows, columns = p.shape
                 vector = (N, rows, 1) if rows >= columns else (N, 1, columns)
                 square = torch.zeros(vector, device=p.device)
                 self.state[p] = {"momentum": torch.zeros_like(p), "square": square}
@@ -509,8 +510,7 @@ class MuonAdamW(torch.optim.Optimizer):
                     moments = (state["mean"], state["square"], state.get("seen"))
                     self.adamw_rule(p, p.grad, *moments, *scalars)
                     continue
-                flat = [t.flatten(0, -3) for t in (p, p.grad, state["momentum"])]
-                self.muon_rule(*flat, state["square"], *scalars, self.dtype)
+                self.muon_rule(p, p.grad, state["momentum"], state["square"], *scalars, self.dtype)
 
 
 def make_optimizer(model):
@@ -535,7 +535,7 @@ def make_optimizer(model):
         group = adamw(model.bigrams, BIGRAM_LR * s, BIGRAM_DECAY, table_betas)
         groups.append({**group, "is_counted": True})
     gates = [p for p in (model.gate, model.head_gate, model.bigram_gate) if p is not None]
-    for p in (model.q, model.kv, model.out, model.fc, model.proj, *gates):
+    for p in (model.q, model.k, model.v, model.out, model.fc, model.proj, *gates):
         lr = MATRIX_LR * max(1.0, p.size(-2) / p.size(-1)) ** 0.5
         lr *= PROJ_LR if p is model.proj else 1.0
         group = {"params": [p], "rule": "muon", "lr": lr, "decay": MATRIX_DECAY}
