@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-from autoresearch.system import hardware
+from autoresearch.system import hardware, sandbox
 
 sys.path.insert(0, str(Path(__file__).parent / "stubs"))
 
@@ -54,6 +54,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("gpu") is not None:
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device and a torch built for it"))
+
+
+@pytest.fixture
+def bubblewrap() -> None:
+    """Skip where it does not work: Landlock hides no names, and stops some attacks before we do."""
+    if problem := sandbox.bubblewrap_problem():
+        pytest.skip(f"needs bubblewrap: {problem}")
 
 
 _numbers = itertools.count()

@@ -143,6 +143,7 @@ def test_too_much_memory_is_a_crash(lab: Lab) -> None:
     failed(lab.run(stub(main=greedy)), Outcome.CRASH, "GiB of memory, 0.1 GiB at most")
 
 
+@pytest.mark.usefixtures("bubblewrap")
 def test_weights_without_end_are_a_crash(lab: Lab) -> None:
     """Even where the file only claims its size: hashing it would fill our memory."""
     lab.configure(memory_gb=0.5)

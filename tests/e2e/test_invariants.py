@@ -77,6 +77,7 @@ def scored(measurement: Measurement) -> Measurement:
 
 
 @walled
+@pytest.mark.usefixtures("bubblewrap")
 def test_invariant_01_candidates_hold_nothing_of_ours(lab: Lab) -> None:
     """Another process, that sees neither ours nor descriptors but channel, output and weights."""
     main = """
@@ -273,6 +274,7 @@ def test_invariant_04_the_clock_runs_to_the_arrival_of_the_weights(lab: Lab) -> 
 # 5 ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("bubblewrap")
 def test_invariant_05_only_weights_and_source_reach_the_presenter(lab: Lab) -> None:
     """No file, no training token and no descriptor of the candidate is there when it is scored."""
     top = DESCRIPTORS + (
@@ -527,6 +529,7 @@ def needles(texts: list[str], each: int, seed: int) -> set[str]:
 
 @walled
 @pytest.mark.timeout(180)
+@pytest.mark.usefixtures("bubblewrap")
 def test_invariant_08_scoring_text_is_in_no_visible_file(tmp_path: Path) -> None:
     """Every file inside that can hold source text is searched for windows of every document."""
     if not all(map(shutil.which, ("find", "xargs", "grep"))):
@@ -564,6 +567,7 @@ def test_invariant_08_scoring_text_is_in_no_visible_file(tmp_path: Path) -> None
 
 
 @walled
+@pytest.mark.usefixtures("bubblewrap")
 def test_invariant_08_scoring_rows_are_nowhere_inside(lab: Lab) -> None:
     """Neither under their paths nor in any folder that the person's PYTHONPATH opens."""
     dataset = lab.host.dataset
@@ -577,6 +581,7 @@ def test_invariant_08_scoring_rows_are_nowhere_inside(lab: Lab) -> None:
 
 
 @walled
+@pytest.mark.usefixtures("bubblewrap")
 def test_invariant_08_data_under_a_bound_folder_is_hidden(
     lab: Lab, monkeypatch: pytest.MonkeyPatch
 ) -> None:

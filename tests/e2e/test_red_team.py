@@ -45,6 +45,7 @@ def send_trap():
 
 
 @pytest.mark.timeout(90)
+@pytest.mark.usefixtures("bubblewrap")
 def test_a_descriptor_that_takes_for_ever_to_close_costs_the_candidate_alone(lab: Lab) -> None:
     """A socket with a linger time of a day, sent along with telemetry."""
     main = "run.start()\nsend_trap()\nrun.submit(Unigram.train(run))"
@@ -54,6 +55,7 @@ def test_a_descriptor_that_takes_for_ever_to_close_costs_the_candidate_alone(lab
 
 
 @pytest.mark.timeout(90)
+@pytest.mark.usefixtures("bubblewrap")
 def test_the_scorer_outlives_such_a_descriptor_too(lab: Lab) -> None:
     """A scorer that hangs would be `disturbed`: another throw of the dice."""
     answer = "if not kept:\n    send_trap()\nreturn super().answer(tokens)"

@@ -76,6 +76,7 @@ def build_model(run):
 
 
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda:0", marks=pytest.mark.gpu)])
+@pytest.mark.usefixtures("bubblewrap")
 def test_neither_sandbox_sees_rows_ledger_or_network(device: str, tmp_path: Path) -> None:
     """Candidate and presenter search everything that they can read, and call a server of ours."""
     dataset = make_dataset(tmp_path / "data")
