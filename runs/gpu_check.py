@@ -98,7 +98,7 @@ def check_head_loss() -> None:
     """Loss, and gradients of hidden states and head."""
     from autoresearch.inside.ops.softcap_ce import head_loss, head_loss_twin
 
-    for N, C, V in ((1000, 512, 8192), (70000, 64, 1021)):
+    for N, C, V in ((1000, 512, 8192), (70000, 64, 1021), (500, 768, 16384)):
         x, head = normal(N, C), normal(V, C, dtype=torch.float32, scale=0.2)
         targets = torch.randint(0, V, (N,), device=CUDA)
         exact = doubled(x, head)

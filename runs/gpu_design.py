@@ -1,15 +1,16 @@
 """Sixteen changes in twenty runs: each is in half of them, every pair balanced.
 
-Usage: python runs/gpu_design.py --rows ROWS [--large-rows ROWS_16K] --out RUNS.jsonl
+Usage: python runs/gpu_design.py --rows ROWS --large-rows ROWS_16K --out RUNS.jsonl
            [--seconds 60] [--worker 0 --workers 2]
        python runs/gpu_design.py --tell --out RUNS.jsonl
 
 Hardware: one H100 or H200 for each worker; duration: 20 / workers x (seconds + half a minute).
-A quarter of the scale of preset h100, from what it was before this: ROWS (gpu_rows.py --parts 4)
-are read about twice, with half the batch and a quarter of the pairs. A change is worth the
-difference between the means of the ten runs with it and the ten without; what it costs in tokens is
-in there. Blocks are not compiled (0.8 % slower, and half a minute a run earlier), the optimizer and
-the gates of heads are.
+A quarter of the scale of preset h100, from what it was before this, but that pairs are gated: ROWS
+(gpu_rows.py --parts 4; ROWS_16K with --vocab 16384) are read about twice, with half the batch and a
+quarter of the pairs. dev/LOG.md has three changes more, which train.py no longer has. A change is
+worth the difference between the means of the ten runs with it and the ten without; what it costs in
+tokens is in there. Blocks are not compiled (0.8 % slower, and half a minute a run earlier), the
+optimizer and the gates of heads are. A worker that was stopped goes on where it was.
 """
 
 from __future__ import annotations
@@ -112,7 +113,7 @@ def work(given: Namespace) -> None:
     import torch
 
     names, design = list(CHANGES), make_design()
-    known = {run["number"] for run in read_runs(given.out)}
+    known = {run["number"] for run in read_runs(given.out) if run["changes"] is not None}
     for number in range(given.worker, len(design), given.workers):
         if number in known:
             continue
@@ -138,9 +139,9 @@ def estimate(runs: list[dict[str, Any]]) -> dict[str, tuple[float, float]]:
 
     With runs missing, the smallest effects that explain the others.
     """
-    signs = [[0.5 if name in run["changes"] else -0.5 for name in CHANGES] for run in runs]
+    signs = np.array([[float(name in run["changes"]) for name in CHANGES] for run in runs])
     figures = np.array([(run["val_bpb_decoded"], np.log(run["tokens_M"])) for run in runs])
-    effects = np.linalg.lstsq(np.array(signs), figures - figures.mean(0), rcond=None)[0]
+    effects = np.linalg.lstsq(signs - signs.mean(0), figures - figures.mean(0), rcond=None)[0]
     return {name: (bpb, tokens) for name, (bpb, tokens) in zip(CHANGES, effects, strict=True)}
 
 
@@ -168,6 +169,8 @@ def main() -> None:
     given = parser.parse_args()
     if given.tell:
         tell(given.out)
+    elif not (given.rows and given.large_rows):
+        parser.error("--rows and --large-rows are needed, folders that gpu_rows.py made")
     else:
         work(given)
 

@@ -37,7 +37,7 @@ def ideal_of(preset: str) -> None:
         "attention": attention_ms(model, tokens),
         "residual and norm": bytes_ms(residual_bytes(model) * tokens),
         "rotary, QK-norm, value mix": bytes_ms(heads_bytes(model) * tokens),
-        "gates of heads": bytes_ms(gate_bytes(model) * tokens),
+        "gates, and what enters": bytes_ms(gate_bytes(model) * tokens),
         "softcap and cross-entropy": bytes_ms(2 * BF16 * model.head.size(0) * tokens),
         "tables and their gradients": bytes_ms(tables_bytes(model) * tokens),
         "optimizer": optimizer_ms(model),
@@ -102,13 +102,20 @@ def heads_bytes(model: Any) -> int:
 
 
 def gate_bytes(model: Any) -> int:
-    """A token's bytes: what heads saw in and out; backward it and the gradient in, one out."""
-    return BF16 * model.width * (2 + 3) * len(model.windows) if model.head_gate is not None else 0
+    """A token's bytes: what heads saw in and out; backward it and the gradient in, one out.
+
+    Where pairs are added before the first block: embedding and pairs in, their sum out; backward
+    both and the gradient in, two out.
+    """
+    heads = (2 + 3) * len(model.windows) if model.head_gate is not None else 0
+    pairs = 3 + 5 if model.bigrams is not None else 0
+    return BF16 * model.width * (heads + pairs)
 
 
 def tables_bytes(model: Any) -> int:
-    """A token's bytes: rows in and out, gradients in; of the embedding and of the value tables."""
-    channels = model.width + model.k.size(1) * len(model.value_layers)
+    """A token's bytes: rows in and out, gradients in; of all tables."""
+    channels = model.width * (1 + (model.bigrams is not None))
+    channels += model.k.size(1) * len(model.value_layers)
     return BF16 * channels * 3
 
 

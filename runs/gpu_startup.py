@@ -108,7 +108,8 @@ def train(preset: str) -> None:
 
     module.train_step = train_step
     given = argparse.Namespace(seconds=5, steps=2, profile_at=99)
-    run = gpu_train.Run(gpu_train.load_rows(None), 8192, given, 0)
+    vocab_size = tables[preset]["config"]["data"]["vocab_size"]
+    run = gpu_train.Run(gpu_train.load_rows(None, vocab_size), vocab_size, given, 0)
     try:
         module.main(run)
     except gpu_train.SubmittedError:
@@ -125,11 +126,13 @@ def present(preset: str, rows_at_once: int) -> None:
     watch_trial_calls()
     tables = tomllib.loads((gpu_train.TEMPLATES / "presets.toml").read_text())
     module = gpu_train.load_train(tables[preset]["constants"])
-    run = gpu_train.Run([], 8192, argparse.Namespace(seconds=5, steps=2, profile_at=99), 0)
+    vocab_size = tables[preset]["config"]["data"]["vocab_size"]
+    given = argparse.Namespace(seconds=5, steps=2, profile_at=99)
+    run = gpu_train.Run([], vocab_size, given, 0)
     with stage("build_model"), torch.no_grad():
         model = module.build_model(run).eval()
-    logits = torch.empty(rows_at_once, 2048, 8192, device="cuda")
-    tokens = torch.randint(0, 8192, (rows_at_once, 2048), device="cuda")
+    logits = torch.empty(rows_at_once, 2048, vocab_size, device="cuda")
+    tokens = torch.randint(0, vocab_size, (rows_at_once, 2048), device="cuda")
     count = -(-2734 // rows_at_once)
     with torch.inference_mode():
         for name, passes in (("first forward", 1), (f"{count - 1} more forwards", count - 1)):

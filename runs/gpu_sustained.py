@@ -4,8 +4,9 @@ Usage: python runs/gpu_bench.py --sections sustained (this file is not called by
 
 Hardware: one NVIDIA H100 80GB; duration: a minute. In training that card stands at its power cap
 and below its highest clock, which short bursts do not show: so each call is repeated for a second
-before it is timed for another. Shapes are those of preset h100. FlashAttention 3 is looked for as
-the package `flash_attn_3`, or at the path in FA3_LIBRARY (a build with torch's stable ABI).
+before it is timed for another. Shapes are those of preset h100 when it was 640 wide. FlashAttention
+3 is looked for as the package `flash_attn_3`, or at the path in FA3_LIBRARY (a build with torch's
+stable ABI).
 """
 
 from __future__ import annotations

@@ -2,7 +2,8 @@
 runs x (budget + 30 s).
 
 Usage: python runs/gpu_trial.py --corpus FOLDER_OF_JSONL --home CACHE [--preset h100] [--budget 60]
-                                [--seeds 1 2] [--set NAME=VALUE ...] [--audit] [--out table.json]
+                                [--seeds 1 2] [--set NAME=VALUE ...] [--vocab 8192] [--audit]
+                                [--timeline] [--out table.json]
 The first run of a preset has cold compile caches; the others start from the first one's.
 """
 
@@ -73,7 +74,10 @@ def parse_arguments() -> argparse.Namespace:
         "--set", action="append", default=[], metavar="NAME=VALUE", help="constants of train.py"
     )
     parser.add_argument(
-        "--rows-at-once", type=int, default=64, help="rows a scored chunk (64: logits of 4.3 GB)"
+        "--rows-at-once",
+        type=int,
+        default=64,
+        help="rows a scored chunk (64: logits of 4.3 GB at a vocabulary of 8192)",
     )
     parser.add_argument("--vocab", type=int, help="tokens of the vocabulary (that of the preset)")
     parser.add_argument("--audit", action="store_true", help="audit every run")

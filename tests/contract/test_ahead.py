@@ -108,7 +108,7 @@ def _first_and_others(found: tuple[Tensor, ...]) -> tuple[Tensor, list[Tensor]]:
     "constants",
     [
         {},
-        {"HEAD_GATE": True, "KEY_OFFSET": "long", "QK_GAIN": 1.2},
+        {"HEAD_GATE": True, "KEY_OFFSET": "long", "QK_GAIN": 1.2, "TABLES_BF16": False},
         {"DEPTH": 12, "KV_HEADS": 1, "VALUE_EVERY": 3, "BIGRAM_ROWS": 128},
     ],
 )

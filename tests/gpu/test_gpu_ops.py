@@ -96,7 +96,7 @@ def test_split_heads(heads: int, groups: int, width: int, offset: bool, has_valu
     assert_agree(*functions, inputs, 1e-2)
 
 
-@pytest.mark.parametrize("shape", [(3, 77, 8192), (1, 5, 1021)])
+@pytest.mark.parametrize("shape", [(3, 77, 8192), (1, 5, 1021), (2, 33, 16384)])
 def test_softcap(shape: tuple[int, ...]) -> None:
     """What is shown of logits, in float32 out of bfloat16."""
     pytest.importorskip("triton")
@@ -106,7 +106,9 @@ def test_softcap(shape: tuple[int, ...]) -> None:
     assert off.abs().max() < 2e-4
 
 
-@pytest.mark.parametrize(("num", "width", "vocab"), [(333, 128, 8192), (70_000, 64, 1021)])
+@pytest.mark.parametrize(
+    ("num", "width", "vocab"), [(333, 128, 8192), (70_000, 64, 1021), (301, 64, 16384)]
+)
 def test_head_loss(num: int, width: int, vocab: int) -> None:
     """Loss and both gradients, over more than one chunk and an odd vocabulary."""
     targets = torch.randint(0, vocab, (num,), device=CUDA)

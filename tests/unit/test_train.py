@@ -655,7 +655,6 @@ def test_gates_start_open(train: ModuleType) -> None:
     """At first a gate changes nothing: what heads see and what pairs add pass as they are."""
     train.BIGRAM_ROWS, train.HEAD_GATE = 509, True
     model = train.build_model(FakeRun())
-    torch.nn.init.normal_(model.bigrams)
     x, pairs = torch.randn(2, 8, model.width), torch.randn(2, 8, model.width)
     entered = train.enter(x, pairs, model.bigram_gate[0])
     torch.testing.assert_close(entered, train.norm(x) + pairs)
@@ -686,6 +685,25 @@ def test_tables_have_betas_of_their_own(train: ModuleType) -> None:
     names = {id(p): name for name, p in model.named_parameters()}
     slow = {names[id(g["params"][0])] for g in optimizer.param_groups if g["betas"][1] == 0.995}
     assert slow == {"embedding", "values", "bigrams"}
+
+
+def test_tables_may_be_float32(train: ModuleType) -> None:
+    """Then the optimizer's copies are too, but rows still travel in the precision of the model."""
+    train.TABLES_BF16, train.PRECISION, train.BIGRAM_ROWS = False, "bfloat16", 509
+    model = train.build_model(FakeRun())
+    optimizer, lookup, seen = train.make_optimizer(model), model.operators.lookup, []
+
+    def watched(tokens: torch.Tensor, *tables: torch.Tensor) -> Any:
+        seen.extend(table.dtype for table in tables)
+        return lookup(tokens, *tables)
+
+    model.operators.lookup = watched
+    rows = train.Rows(FakeRun().start(), torch.device("cpu"), 5)
+    train.train_step(model, optimizer, rows, 4, 1)
+    assert set(seen) == {torch.bfloat16}
+    for table in (model.embedding, model.values):
+        assert table.dtype == optimizer.state[table]["square"].dtype == torch.float32
+    assert model.bigrams.dtype == torch.bfloat16
 
 
 def test_rare_bigrams_learn_slowly(train: ModuleType) -> None:

@@ -43,7 +43,7 @@ LAMBDA_X0 = 0.1  # start of the scalars that mix the embedding back in, factor [
 SOFTCAP = 15.0  # logits stay within +-this, nats [8.0, 40.0] log
 INIT_SCALE = 1.0  # factor on the first spread of block matrices and value tables [0.3, 1.5] log
 BIGRAM_ROWS = 0  # rows of the table of token pairs, 0: none; worth trying 2**17 to 2**19
-TABLES_BF16 = True  # embedding tables and their moments in bfloat16, else float32 {True, False}
+TABLES_BF16 = True  # tables and moments in bfloat16, else float32 but for pairs {True, False}
 
 # Optimizer (embedding and head rates are for width 768 and scale with width^-0.5)
 EMBEDDING_LR = 0.6  # Adam step size of the token embedding [0.03, 1.5] log
