@@ -147,8 +147,21 @@ for has_value, offset, G, dtype, bound in (
     wanted = [goal, *torch.autograd.grad(goal, exact, grad.double())]
     for a, b in zip(got, wanted, strict=True):
         assert (a.double() - b).norm() / b.norm() < bound
-    arguments = (inputs[0], cos, sin, *rest, 4, offset, 1.3, 9)
+    arguments = (inputs[0], cos, sin, *rest, 4, offset, 1.3, torch.tensor(9))
     torch.library.opcheck(heads.heads_forward, arguments, test_utils=utilities)
+
+    def attended(qkv, window, rest=rest, turns=(cos, sin), offset=offset):
+        return heads.attend_heads(qkv, *turns, 4, *rest, window, offset, 1.3)
+
+    compiled = torch.compile(attended, backend="aot_eager", fullgraph=True, dynamic=False)
+    torch._dynamo.utils.counters.clear()
+    for window in (9, 4, 15):
+        results = []
+        for function, reach in ((attended, window), (compiled, torch.tensor(window))):
+            out = function(inputs[0], reach)
+            results.append((out, *torch.autograd.grad(out, inputs, grad)))
+        assert all(map(torch.equal, *results)), window
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
 
 tokens, grad = torch.randint(0, 20, (210,)), torch.randn(210, 200)
 ids, order = tokens.int().sort()

@@ -256,7 +256,7 @@ class Operators:
     def __init__(self, device, model):
         self.split_heads, self.attend, self.mlp = split_heads, sdpa, relu2_mlp
         self.lookup, self.head_loss, self.softcap = lookup, head_loss, softcap
-        self.add_norm, self.share = add_norm, share
+        self.add_norm, self.share, self.window = add_norm, share, int
         self.names = {"attend": "sdpa"}
         if device.type == "cuda" and KERNELS:
             try:  # the only use of the package here: without it all works, slower
@@ -273,7 +273,7 @@ class Operators:
             ops.install(self, device, ops.Shape(**shape), attention=ATTENTION, **factors)
 
     def attend_heads(self, qkv, cos, sin, num_heads, opening, value, window, offset):
-        """Attention on the product of a layer; see split_heads."""
+        """See split_heads. Others may want `window` as a tensor: one compiled block for all."""
         heads = self.split_heads(qkv, cos, sin, num_heads, opening, value, offset)
         return self.attend(*heads, window)
 
@@ -408,7 +408,7 @@ class GPT(nn.Module):
             value, gate = values.get(i, (None, None))
             head_gate = self.head_gate[i].to(dtype) if HEAD_GATE else None
             weights = (*matrices[i], gate, head_gate)
-            shape = (self.windows[i], self.offsets[i], ops)
+            shape = (ops.window(self.windows[i]), self.offsets[i], ops)
             x, y = self.block(x, y, copies[i], cos, sin, resid[i], mix[i], weights, value, *shape)
         x = ops.add_norm(x, y)[1]
         if targets is not None:

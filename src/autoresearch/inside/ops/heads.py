@@ -4,6 +4,9 @@ Attention reads the values where the product of the layer put them, and writes t
 the gradient of the product will be. In a layer with a value embedding the mixed values are written
 apart, their gradient in place. Against the two operators this saves four passes over the values in
 a plain layer (reading and writing, both ways), and one in a layer with an embedding.
+
+The window may be a 0-d tensor on the CPU, where reading it makes nobody wait: a block compiled for
+one window then serves all.
 """
 
 from __future__ import annotations
@@ -44,13 +47,13 @@ def attend_heads(
     num_heads: int,
     opening: Tensor | None,
     value: Tensor | None,
-    window: int,
+    window: int | Tensor,
     offset: bool,
     gain: float,
 ) -> Tensor:
-    """As the twin; a window that reaches the first token is plain causal attention."""
-    window = window if window < qkv.size(1) - 1 else -1
-    rest = (opening, value, num_heads, offset, gain, window)
+    """As the twin; the window may be a tensor, see above."""
+    reach = window if isinstance(window, Tensor) else torch.tensor(window)
+    rest = (opening, value, num_heads, offset, gain, reach)
     out: Tensor = heads_forward(qkv, cos, sin, *rest)[0]
     return out
 
@@ -65,15 +68,22 @@ def heads_forward(
     num_heads: int,
     offset: bool,
     gain: float,
-    window: int,
+    window: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Output, log-sum-exp, q, k, and mixed v (empty without a value embedding)."""
     has_value = value is not None
     q, k, v = rotary.launch_forward(
         qkv, cos, sin, opening, value, num_heads, offset, gain, writes_values=has_value
     )
-    out, lse = attention.run_fa4(q, k, v if has_value else _values(qkv, k), window)
+    values = v if has_value else _values(qkv, k)
+    out, lse = attention.run_fa4(q, k, values, _reach(window, qkv))
     return out, lse, q, k, v
+
+
+def _reach(window: Tensor, qkv: Tensor) -> int:
+    """Tokens back, -1 for all: a window that reaches the first token is plain causal attention."""
+    reach = int(window)
+    return reach if reach < qkv.size(1) - 1 else -1
 
 
 def _values(qkv: Tensor, k: Tensor) -> Tensor:
@@ -92,7 +102,7 @@ def _(
     num_heads: int,
     offset: bool,
     gain: float,
-    window: int,
+    window: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     B, T, width = qkv.shape
     D = 2 * cos.size(-1)
@@ -118,13 +128,14 @@ def heads_backward(
     value: Tensor | None,
     offset: bool,
     gain: float,
-    window: int,
+    window: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of qkv, opening and value; the last two are empty if there is no value."""
     dqkv = qkv.new_empty(qkv.shape)
     values = v if value is not None else _values(qkv, k)
     place = _values(dqkv, k)
-    dq, dk, _ = attention.run_fa4_backward(grad, q, k, values, out, lse, window, dv=place)
+    reach = _reach(window, qkv)
+    dq, dk, _ = attention.run_fa4_backward(grad, q, k, values, out, lse, reach, dv=place)
     rest = (opening, value, offset, gain)
     extra = rotary.launch_backward(dq, dk, None, qkv, cos, sin, *rest, dqkv)
     return dqkv, *extra
@@ -145,7 +156,7 @@ def _(
     value: Tensor | None,
     offset: bool,
     gain: float,
-    window: int,
+    window: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
     dopening = qkv.new_empty(opening.shape if opening is not None else (0,))
     dvalue = qkv.new_empty(value.shape if value is not None else (0,))
@@ -153,16 +164,17 @@ def _(
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    qkv, cos, sin, opening, value, _, ctx.offset, ctx.gain, ctx.window = inputs
+    qkv, cos, sin, opening, value, _, ctx.offset, ctx.gain, window = inputs
     ctx.has_value = value is not None
     rest = (opening, value) if ctx.has_value else ()
-    ctx.save_for_backward(*output, qkv, cos, sin, *rest)
+    ctx.save_for_backward(window, *output, qkv, cos, sin, *rest)
     ctx.set_materialize_grads(False)
 
 
 def _gradient(ctx: Any, grad: Tensor, *_: Tensor | None) -> tuple[Tensor | None, ...]:
-    kept = ctx.saved_tensors if ctx.has_value else (*ctx.saved_tensors, None, None)
-    dqkv, dopening, dvalue = heads_backward(grad, *kept, ctx.offset, ctx.gain, ctx.window)
+    window, *kept = ctx.saved_tensors
+    kept += [] if ctx.has_value else [None, None]
+    dqkv, dopening, dvalue = heads_backward(grad, *kept, ctx.offset, ctx.gain, window)
     extra = (dopening, dvalue) if ctx.has_value else (None, None)
     return dqkv, None, None, *extra, None, None, None, None
 
