@@ -88,7 +88,7 @@ def build(constants: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> tuple[A
         told.update(shape=shape)
         operators.add_norm, operators.share = residual.add_norm, residual.share
         operators.attend_heads = partial(heads.attend_heads, gain=factors["gain"])
-        operators.window = torch.tensor
+        operators.window = heads.as_tensor
         operators.lookup = lambda *given: _first_and_others(table._Lookup.apply(*given))
         operators.head_loss = lambda x, head, targets: softcap_ce._HeadLoss.apply(
             x.flatten(0, 1), head, targets.flatten(), factors["softcap"]

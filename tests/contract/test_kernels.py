@@ -147,8 +147,9 @@ for has_value, offset, G, dtype, bound in (
     wanted = [goal, *torch.autograd.grad(goal, exact, grad.double())]
     for a, b in zip(got, wanted, strict=True):
         assert (a.double() - b).norm() / b.norm() < bound
-    arguments = (inputs[0], cos, sin, *rest, 4, offset, 1.3, torch.tensor(9))
-    torch.library.opcheck(heads.heads_forward, arguments, test_utils=utilities)
+    for windows in ((torch.tensor(9), 0), (None, 9)):
+        arguments = (inputs[0], cos, sin, *rest, 4, offset, 1.3, *windows)
+        torch.library.opcheck(heads.heads_forward, arguments, test_utils=utilities)
 
     def attended(qkv, window, rest=rest, turns=(cos, sin), offset=offset):
         return heads.attend_heads(qkv, *turns, 4, *rest, window, offset, 1.3)
@@ -157,11 +158,18 @@ for has_value, offset, G, dtype, bound in (
     torch._dynamo.utils.counters.clear()
     for window in (9, 4, 15):
         results = []
-        for function, reach in ((attended, window), (compiled, torch.tensor(window))):
+        for function, reach in ((attended, window), (compiled, heads.as_tensor(window))):
             out = function(inputs[0], reach)
             results.append((out, *torch.autograd.grad(out, inputs, grad)))
         assert all(map(torch.equal, *results)), window
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+
+    def whole(qkv, window, attended=attended):  # as a model that is compiled in one piece
+        return attended(qkv, heads.as_tensor(window))
+
+    whole = torch.compile(whole, backend="aot_eager", fullgraph=True, dynamic=False)
+    for graph in (compiled, whole):
+        assert torch.equal(graph(inputs[0], 9), attended(inputs[0], 9))
 
 tokens, grad = torch.randint(0, 20, (210,)), torch.randn(210, 200)
 ids, order = tokens.int().sort()

@@ -6,6 +6,7 @@ tests/contract/test_kernels.py runs the kernels in triton's interpreter, tests/g
 from __future__ import annotations
 
 import ast
+import functools
 import importlib.util
 import math
 import os
@@ -21,9 +22,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from autoresearch.inside import ops
 from autoresearch.inside.ops import (
     ahead,
     attention,
+    heads,
     mlp,
     polar,
     residual,
@@ -259,6 +262,32 @@ def test_fa4_is_wired_right(monkeypatch: pytest.MonkeyPatch) -> None:
             results.append([out, *torch.autograd.grad((out * weight).sum(), (q, k, v))])
         for got, wanted in zip(*results, strict=True):
             torch.testing.assert_close(got, wanted)
+
+
+@pytest.mark.parametrize("works", [True, False])
+def test_what_fails_its_trial_is_not_installed(
+    train: ModuleType, monkeypatch: pytest.MonkeyPatch, works: bool
+) -> None:
+    """train.py's own attention stays, with windows told as it wants them, and the name says why."""
+
+    def trial(_device: torch.device, _shape: Shape) -> None:
+        if not works:
+            raise ValueError("off by 1")
+
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _device: (9, 0))
+    monkeypatch.setattr(ops, "_has_triton", lambda: True)
+    monkeypatch.setattr(ops, "once", lambda _what, _device, call: call())
+    monkeypatch.setattr(attention, "choose", lambda *_: (None, "fa4"))
+    monkeypatch.setattr(mlp, "choose", lambda *_: ("", "no card"))
+    monkeypatch.setattr(rotary, "is_supported", lambda _head_dim: True)
+    monkeypatch.setattr(heads, "try_out", trial)
+    monkeypatch.setattr(residual, "ENABLED", False)
+    operators = train.Operators(CPU, None)
+    ops.install(operators, CPU, SHAPE, attention="auto", softcap=15.0, gain=1.0)
+    assert (operators.window is heads.as_tensor) == works
+    assert (operators.window is int) != works
+    assert isinstance(operators.attend_heads, functools.partial) == works
+    assert operators.names["heads"] == ("triton" if works else "torch (ValueError: off by 1)")
 
 
 def test_trials_are_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

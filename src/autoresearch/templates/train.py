@@ -273,7 +273,7 @@ class Operators:
             ops.install(self, device, ops.Shape(**shape), attention=ATTENTION, **factors)
 
     def attend_heads(self, qkv, cos, sin, num_heads, opening, value, window, offset):
-        """See split_heads. Others may want `window` as a tensor: one compiled block for all."""
+        """See split_heads. A faster one may have `window` as a tensor, for this alone to read."""
         heads = self.split_heads(qkv, cos, sin, num_heads, opening, value, offset)
         return self.attend(*heads, window)
 

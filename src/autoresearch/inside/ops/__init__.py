@@ -83,7 +83,7 @@ def install(
             works = partial(heads.try_out, device, shape)
             if _is_fine(operators, "heads", partial(once, f"heads {shape}", device, works)):
                 operators.attend_heads = partial(heads.attend_heads, gain=gain)
-                operators.window = torch.tensor
+                operators.window = heads.as_tensor
     works = partial(once, f"residual {shape}", device, partial(residual.try_out, device, shape))
     if residual.ENABLED and _is_fine(operators, "residual", works):
         operators.add_norm = residual.add_norm

@@ -6,7 +6,7 @@ apart, their gradient in place. Against the two operators this saves four passes
 a plain layer (reading and writing, both ways), and one in a layer with an embedding.
 
 The window may be a 0-d tensor on the CPU, where reading it makes nobody wait: a block compiled for
-one window then serves all.
+one window then serves all. CUDA graphs would keep the first; the operators say so.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from autoresearch.inside.ops.shape import Shape
 from autoresearch.inside.ops.trial_call import both_ways, compare
 
 ENABLED = True  # False: two operators
+_TAGS = (torch.Tag.cudagraph_unsafe,)  # a number is read from a tensor while kernels are launched
 
 
 def attend_heads_twin(
@@ -52,13 +53,20 @@ def attend_heads(
     gain: float,
 ) -> Tensor:
     """As the twin; the window may be a tensor, see above."""
-    reach = window if isinstance(window, Tensor) else torch.tensor(window)
-    rest = (opening, value, num_heads, offset, gain, reach)
-    out: Tensor = heads_forward(qkv, cos, sin, *rest)[0]
+    windows = (window, 0) if isinstance(window, Tensor) else (None, window)
+    rest = (opening, value, num_heads, offset, gain)
+    out: Tensor = heads_forward(qkv, cos, sin, *rest, *windows)[0]
     return out
 
 
-@torch.library.custom_op("autoresearch::heads_forward", mutates_args=())
+def as_tensor(window: int) -> int | Tensor:
+    """How a block that is compiled by itself takes a window; compiled code keeps the number."""
+    if torch.compiler.is_compiling():
+        return window
+    return torch.tensor(window, device="cpu")  # whatever the default device is
+
+
+@torch.library.custom_op("autoresearch::heads_forward", mutates_args=(), tags=_TAGS)
 def heads_forward(
     qkv: Tensor,
     cos: Tensor,
@@ -68,21 +76,26 @@ def heads_forward(
     num_heads: int,
     offset: bool,
     gain: float,
-    window: Tensor,
+    window: Tensor | None,
+    known: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Output, log-sum-exp, q, k, and mixed v (empty without a value embedding)."""
+    """Output, log-sum-exp, q, k, and mixed v (empty without a value embedding).
+
+    The window is `known`, or in the tensor, which must not come first: Inductor takes the device of
+    the first tensor for that of the operator.
+    """
     has_value = value is not None
     q, k, v = rotary.launch_forward(
         qkv, cos, sin, opening, value, num_heads, offset, gain, writes_values=has_value
     )
     values = v if has_value else _values(qkv, k)
-    out, lse = attention.run_fa4(q, k, values, _reach(window, qkv))
+    out, lse = attention.run_fa4(q, k, values, _reach(window, known, qkv))
     return out, lse, q, k, v
 
 
-def _reach(window: Tensor, qkv: Tensor) -> int:
+def _reach(window: Tensor | None, known: int, qkv: Tensor) -> int:
     """Tokens back, -1 for all: a window that reaches the first token is plain causal attention."""
-    reach = int(window)
+    reach = known if window is None else int(window)
     return reach if reach < qkv.size(1) - 1 else -1
 
 
@@ -102,7 +115,8 @@ def _(
     num_heads: int,
     offset: bool,
     gain: float,
-    window: Tensor,
+    window: Tensor | None,
+    known: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     B, T, width = qkv.shape
     D = 2 * cos.size(-1)
@@ -113,7 +127,7 @@ def _(
     return qkv.new_empty(B, T, num_heads, D), lse, q, k, v
 
 
-@torch.library.custom_op("autoresearch::heads_backward", mutates_args=())
+@torch.library.custom_op("autoresearch::heads_backward", mutates_args=(), tags=_TAGS)
 def heads_backward(
     grad: Tensor,
     out: Tensor,
@@ -128,13 +142,14 @@ def heads_backward(
     value: Tensor | None,
     offset: bool,
     gain: float,
-    window: Tensor,
+    window: Tensor | None,
+    known: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of qkv, opening and value; the last two are empty if there is no value."""
     dqkv = qkv.new_empty(qkv.shape)
     values = v if value is not None else _values(qkv, k)
     place = _values(dqkv, k)
-    reach = _reach(window, qkv)
+    reach = _reach(window, known, qkv)
     dq, dk, _ = attention.run_fa4_backward(grad, q, k, values, out, lse, reach, dv=place)
     rest = (opening, value, offset, gain)
     extra = rotary.launch_backward(dq, dk, None, qkv, cos, sin, *rest, dqkv)
@@ -156,7 +171,8 @@ def _(
     value: Tensor | None,
     offset: bool,
     gain: float,
-    window: Tensor,
+    window: Tensor | None,
+    known: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
     dopening = qkv.new_empty(opening.shape if opening is not None else (0,))
     dvalue = qkv.new_empty(value.shape if value is not None else (0,))
@@ -164,19 +180,17 @@ def _(
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    qkv, cos, sin, opening, value, _, ctx.offset, ctx.gain, window = inputs
-    ctx.has_value = value is not None
-    rest = (opening, value) if ctx.has_value else ()
-    ctx.save_for_backward(window, *output, qkv, cos, sin, *rest)
+    qkv, cos, sin, opening, value, _, ctx.offset, ctx.gain, window, ctx.known = inputs
+    ctx.save_for_backward(*output, qkv, cos, sin, opening, value, window)
     ctx.set_materialize_grads(False)
 
 
 def _gradient(ctx: Any, grad: Tensor, *_: Tensor | None) -> tuple[Tensor | None, ...]:
-    window, *kept = ctx.saved_tensors
-    kept += [] if ctx.has_value else [None, None]
-    dqkv, dopening, dvalue = heads_backward(grad, *kept, ctx.offset, ctx.gain, window)
-    extra = (dopening, dvalue) if ctx.has_value else (None, None)
-    return dqkv, None, None, *extra, None, None, None, None
+    *kept, window = ctx.saved_tensors
+    rest = (ctx.offset, ctx.gain, window, ctx.known)
+    dqkv, dopening, dvalue = heads_backward(grad, *kept, *rest)
+    extra = (dopening, dvalue) if kept[-1] is not None else (None, None)
+    return dqkv, None, None, *extra, None, None, None, None, None
 
 
 heads_forward.register_autograd(_gradient, setup_context=_setup)
