@@ -18,6 +18,17 @@ CHILD = "import subprocess, sys, time; " + (
 )
 
 
+RUNAWAY = """
+import os, sys, time
+end = os.open(sys.argv[1], os.O_WRONLY)  # which every descendant holds
+if os.fork():
+    time.sleep(600)
+while True:
+    if os.fork():
+        os._exit(0)
+"""
+
+
 def start(folder: Path, *command: str) -> tuple[subprocess.Popen[bytes], int]:
     """The leash and our end of it."""
     theirs, ours = os.pipe()
@@ -55,3 +66,28 @@ def test_letting_go_ends_everybody(tmp_path: Path) -> None:
     _, alive = psutil.wait_procs(family, timeout=10)
     assert alive == []
     assert not place.exists()
+
+
+def test_what_forks_ahead_is_caught(tmp_path: Path) -> None:
+    """A chain that takes a new process id all the time is gone when no one holds its pipe."""
+    os.mkfifo(tmp_path / "pipe")
+    end = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
+
+    def is_held() -> bool:
+        try:
+            return os.read(end, 1) != b""
+        except BlockingIOError:
+            return True
+
+    place = tmp_path / "place"
+    place.mkdir()
+    process, ours = start(place, sys.executable, "-c", RUNAWAY, str(tmp_path / "pipe"))
+    limit = time.monotonic() + 60
+    while not is_held():
+        assert time.monotonic() < limit
+        time.sleep(0.02)
+    time.sleep(0.2)
+    os.close(ours)
+    assert process.wait(60) == 1
+    assert not is_held()
+    os.close(end)

@@ -14,6 +14,7 @@ import ctypes
 import os
 import select
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -31,20 +32,22 @@ def main(arguments: Sequence[str]) -> int:
     if sys.platform == "linux":  # orphans of the command come to us
         ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     try:
-        child = subprocess.Popen(command, stdin=subprocess.DEVNULL)
+        child = subprocess.Popen(command, stdin=subprocess.DEVNULL, process_group=0)
     except OSError as error:
         print(f"{command[0]} does not start: {error}", flush=True)
         return 127
     while child.poll() is None:
         if select.select([int(leash)], [], [], _POLL_S)[0]:
-            _end_all()
+            _end_all(child.pid)
             shutil.rmtree(folder, ignore_errors=True)
             return 1
     return child.returncode
 
 
-def _end_all() -> None:
-    """Kill all descendants; new ones may appear while we do."""
+def _end_all(group: int) -> None:
+    """Kill the command's group, then all other descendants; new ones may appear while we do."""
+    with contextlib.suppress(OSError):
+        os.killpg(group, signal.SIGKILL)  # in one moment, so that nobody forks ahead of it
     for _ in range(_ROUNDS):
         family = psutil.Process().children(recursive=True)
         if not family:
