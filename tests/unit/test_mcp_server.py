@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +96,25 @@ def test_a_trial_is_waited_for(
     assert trial.is_running
     answer = trial.wait(30.0)
     assert state.items() <= answer.items()
+    assert not trial.has_started
+
+
+def test_two_calls_share_one_trial(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever comes while it runs starts no second one; all are told how it ended, none is cut."""
+    code = "import os, time; open(f'{os.getpid()}', 'w'); time.sleep(0.5); print('{\"trial\": 1}')"
+    monkeypatch.setattr(mcp_server, "COMMAND", (mcp_server.sys.executable, "-c", code))
+    monkeypatch.chdir(tmp_path)
+    trial = TrialProcess(tmp_path)
+
+    def call(patience_s: float) -> dict[str, Any]:
+        trial.start("an idea")
+        return trial.wait(patience_s)
+
+    with ThreadPoolExecutor(4) as pool:
+        answers = list(pool.map(call, (30.0, 30.0, 0.01, 30.0)))
+    assert answers.count({"state": "done", "trial": 1}) == 3
+    assert answers[2]["state"] == "running"
+    assert len(list(tmp_path.iterdir())) == 1
     assert not trial.has_started
 
 

@@ -16,6 +16,7 @@ import os
 import secrets
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -56,43 +57,64 @@ class Replacement:
 
 
 class TrialProcess:
-    """At most one `autoresearch train -m` at a time, in a process of its own."""
+    """At most one `autoresearch train -m` at a time, in a process of its own.
+
+    Calls come from several threads: all who wait for a trial are told its outcome.
+    """
 
     def __init__(self, root: Path) -> None:
         self.root = root
         self._process: subprocess.Popen[str] | None = None
         self._began = 0.0
+        self._outcome: dict[str, Any] = {}  # of the last trial
+        self._starting, self._reading = threading.Lock(), threading.Lock()
 
     @property
     def is_running(self) -> bool:
         """Whether a trial is in hand."""
-        return self._process is not None and self._process.poll() is None
+        process = self._process
+        return process is not None and process.poll() is None
 
     def start(self, description: str) -> None:
-        """Begin the trial of the train.py that is on the disk."""
+        """Begin the trial of the train.py that is on the disk, unless one is in hand."""
         words = ("train", "-m", description, "--json", "-w", str(self.root))
-        self._process = subprocess.Popen(
-            [*COMMAND, *words],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            start_new_session=True,  # a Ctrl-C meant for the server is not meant for the trial
-        )
-        self._began = time.monotonic()
+        with self._starting:
+            if self._process is not None:
+                return
+            self._began = time.monotonic()
+            self._process = subprocess.Popen(
+                [*COMMAND, *words],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+                start_new_session=True,  # a Ctrl-C meant for the server is not meant for the trial
+            )
 
     def wait(self, patience_s: float) -> dict[str, Any]:
         """The trial's outcome, or `{"state": "running"}` when patience ends before it does."""
-        assert self._process is not None, "start() comes first"
+        limit, process = time.monotonic() + patience_s, self._process
+        if not self._reading.acquire(timeout=patience_s):
+            return self._goes_on()
         try:
-            out, err = self._process.communicate(timeout=patience_s)
+            if process is None or self._process is not process:  # another call has read it since
+                return self._outcome
+            out, err = process.communicate(timeout=max(0.0, limit - time.monotonic()))
+            if process.returncode == 0:
+                self._outcome = {"state": "done", **json.loads(out)}
+            else:
+                self._outcome = {"state": "failed", "exit_code": process.returncode}
+                self._outcome["error"] = err.strip()[-2000:]
+            self._process = None
+            return self._outcome
         except subprocess.TimeoutExpired:
-            elapsed_s = round(time.monotonic() - self._began)
-            return {"state": "running", "elapsed_s": elapsed_s, "next": "call run again to wait on"}
-        code, self._process = self._process.returncode, None
-        if code == 0:
-            return {"state": "done", **json.loads(out)}
-        return {"state": "failed", "exit_code": code, "error": err.strip()[-2000:]}
+            return self._goes_on()
+        finally:
+            self._reading.release()
+
+    def _goes_on(self) -> dict[str, Any]:
+        elapsed_s = round(time.monotonic() - self._began)
+        return {"state": "running", "elapsed_s": elapsed_s, "next": "call run again to wait on"}
 
     @property
     def has_started(self) -> bool:
