@@ -115,6 +115,7 @@ def main() -> None:
         judge={"policy": "greedy", "calibration_runs": 2, "implausible_gain_frac": 9.0},
         session={"max_trials": max_trials, "tag": "kill"},
         confirm={"at_end": "DRIVE_CONFIRMS" in os.environ, "runs": 3},
+        disturbed={"rerun": "off"},  # other tests' load is no reason to judge nothing here
         **tables,
     )
     lab.host.config = config
