@@ -16,7 +16,6 @@ optimizer and the gates of heads are. A worker that was stopped goes on where it
 from __future__ import annotations
 
 import argparse
-import gc
 import json
 import time
 from argparse import Namespace
@@ -78,7 +77,6 @@ def compile_small_parts(train: ModuleType, model: Any, optimizer: Any) -> None:
 def run_once(changes: set[str], given: Namespace) -> dict[str, Any]:
     """Train and score one combination."""
     import gpu_train
-    import torch
 
     began = time.perf_counter()
     constants = dict(START)
@@ -87,17 +85,9 @@ def run_once(changes: set[str], given: Namespace) -> dict[str, Any]:
     rows = given.large_rows if LARGE in changes else given.rows
     train = gpu_train.load_train(constants)
     train.compile_parts = partial(compile_small_parts, train)
-    torch._dynamo.reset()
     options = Namespace(seconds=given.seconds, steps=0, profile_at=-1)
-    vocab_size = np.load(rows / "bytes.npy").shape[1]
-    run = gpu_train.Run(gpu_train.load_rows(rows, vocab_size), vocab_size, options, given.seed)
-    try:
-        train.main(run)
-    except gpu_train.SubmittedError:
-        pass
-    finally:
-        gc.enable()
-        gc.unfreeze()
+    run = gpu_train.Run(*gpu_train.load_rows(rows), options, given.seed)
+    gpu_train.train_to_the_end(train, run)
     result = {"changes": sorted(changes), "seed": given.seed, "ready_s": run.warm_s}
     result |= {"tokens_M": run.facts["total_tokens_M"], "steps": run.steps, "loss": float(run.loss)}
     result |= gpu_train.score(run.model, rows)

@@ -109,7 +109,7 @@ def train(preset: str) -> None:
     module.train_step = train_step
     given = argparse.Namespace(seconds=5, steps=2, profile_at=99)
     vocab_size = tables[preset]["config"]["data"]["vocab_size"]
-    run = gpu_train.Run(gpu_train.load_rows(None, vocab_size), vocab_size, given, 0)
+    run = gpu_train.Run(*gpu_train.load_rows(None, vocab_size), given, 0)
     try:
         module.main(run)
     except gpu_train.SubmittedError:

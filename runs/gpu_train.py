@@ -165,24 +165,21 @@ def load_train(constants: dict[str, Any]) -> ModuleType:
     return module
 
 
-def load_rows(folder: Path | None, vocab_size: int) -> list[torch.Tensor]:
-    """Training shards as the harness hands them over; without a folder random tokens."""
+def load_rows(folder: Path | None, vocab_size: int = 0) -> tuple[list[torch.Tensor], int]:
+    """Training shards as the harness hands them over, and their vocabulary.
+
+    Without a folder random tokens of a vocabulary of `vocab_size`.
+    """
     if folder is None:
-        return [torch.randint(0, vocab_size, (60_000, 2049)).to(torch.int16)]
+        return [torch.randint(0, vocab_size, (60_000, 2049)).to(torch.int16)], vocab_size
     paths = sorted(folder.glob("rows_*.npy"))
-    return [torch.from_numpy(np.load(path).view(np.int16)) for path in paths]
+    shards = [torch.from_numpy(np.load(path).view(np.int16)) for path in paths]
+    return shards, np.load(folder / "bytes.npy").shape[1]
 
 
-def section_train(preset: str, given: argparse.Namespace, seed: int) -> None:
-    """The preset's real training loop for a while, and a table."""
-    tables = tomllib.loads((TEMPLATES / "presets.toml").read_text())
-    constants = {**tables[preset]["constants"], **given.set}
-    train = load_train(constants)
+def train_to_the_end(train: ModuleType, run: Run) -> None:
+    """main() until it submits; then the garbage collector is as it was."""
     torch._dynamo.reset()
-    vocab_size = tables[preset]["config"]["data"]["vocab_size"]
-    if given.rows:
-        vocab_size = np.load(given.rows / "bytes.npy").shape[1]
-    run = Run(load_rows(given.rows, vocab_size), vocab_size, given, seed)
     try:
         train.main(run)
     except SubmittedError:
@@ -190,6 +187,15 @@ def section_train(preset: str, given: argparse.Namespace, seed: int) -> None:
     finally:
         gc.enable()
         gc.unfreeze()
+
+
+def section_train(preset: str, given: argparse.Namespace, seed: int) -> None:
+    """The preset's real training loop for a while, and a table."""
+    tables = tomllib.loads((TEMPLATES / "presets.toml").read_text())
+    constants = {**tables[preset]["constants"], **given.set}
+    vocab_size = tables[preset]["config"]["data"]["vocab_size"]
+    run = Run(*load_rows(given.rows, vocab_size), given, seed)
+    train_to_the_end(load_train(constants), run)
     tokens = run.facts["total_tokens_M"] * 1e6
     gaps = [b - a for a, b in zip(run.marks[20:], run.marks[21:], strict=False)]
     step_ms = statistics.median(gaps) * 1e3 if gaps else math.nan
