@@ -18,8 +18,12 @@ from pathlib import Path
 import psutil
 import pytest
 
+from autoresearch.data.dataset import Dataset
+from autoresearch.referee.cache import CompileCache
+from autoresearch.referee.host import Host
 from autoresearch.system import hardware, landlock, nvml, seccomp
 from autoresearch.system import sandbox as sandbox_module
+from autoresearch.system.clock import SystemClock
 from autoresearch.system.procs import guard_this_process
 from autoresearch.system.sandbox import (
     LEVELS,
@@ -32,6 +36,7 @@ from autoresearch.system.sandbox import (
     probe_levels,
     runtime_folders,
 )
+from autoresearch.values.config import Config
 from autoresearch.values.errors import SandboxUnavailable
 
 GONE_IN_S = 20.0
@@ -651,6 +656,22 @@ def test_a_card_is_bound_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     assert names[0] == ["nvidiactl", "nvidia3", "nvidia-uvm"]
     assert names[1] == ["nvidiactl", "nvidia5", "nvidia-uvm"]
     assert device_nodes("cpu") == device_nodes("mps") == []
+
+
+@pytest.mark.usefixtures("_cards")
+def test_without_walls_a_process_is_told_its_card_and_no_other(tmp_path: Path) -> None:
+    """It calls the card its first, as behind walls, so two sessions would share card 0."""
+    host = Host(
+        config=Config(),
+        dataset=Dataset(folder=tmp_path, holdout_path=tmp_path, manifest={}),
+        sandbox=open_sandbox("none"),
+        device="cuda:1",
+        clock=SystemClock(),
+        cache=CompileCache(tmp_path / "state" / "cache"),
+    )
+    assert host.env_inside("/cache")["CUDA_VISIBLE_DEVICES"] == "GPU-0"
+    host.sandbox = sandbox_module.Bubblewrap()
+    assert "CUDA_VISIBLE_DEVICES" not in host.env_inside("/cache")
 
 
 @pytest.mark.usefixtures("_cards")

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from lab import TORCH_BIGRAM, Lab, make_dataset
 
-from autoresearch.system.procs import guard_this_process
-from autoresearch.system.sandbox import Walls, device_nodes, open_sandbox, probe_levels
+from autoresearch.system.sandbox import Walls, device_nodes, probe_levels
 from autoresearch.values.records import Outcome
 
 pytestmark = pytest.mark.timeout(300)
@@ -29,13 +29,14 @@ print(step(x).float().mean().item())
 @pytest.mark.gpu
 @pytest.mark.parametrize("level", LEVELS)
 def test_cuda_and_triton_work(level: str, tmp_path: Path) -> None:
-    """A product and a compiled kernel; compile caches are written to the folder that is open."""
-    guard_this_process()
-    sandbox = open_sandbox(level)
-    walls = Walls(writable={tmp_path: "/cache"}, device_nodes=device_nodes("cuda:0"))
-    tmp_path.chmod(0o777)
-    cache = sandbox.inside(walls, tmp_path)
-    env = {"TORCHINDUCTOR_CACHE_DIR": cache, "TRITON_CACHE_DIR": cache, "USER": "candidate"}
+    """A product and a compiled kernel on the last card, and no other card is seen."""
+    host = Lab(tmp_path / "lab", level=level).host
+    host.device = f"cuda:{torch.cuda.device_count() - 1}"
+    sandbox, cache_folder = host.sandbox, tmp_path / "cache"
+    cache_folder.mkdir()
+    cache_folder.chmod(0o777)
+    walls = Walls(writable={cache_folder: "/cache"}, device_nodes=device_nodes(host.device))
+    env = host.env_inside(sandbox.inside(walls, cache_folder))
     argv = [sys.executable, "-c", PROGRAM]
     tree = sandbox.spawn(argv, walls, env=env, pass_fds=(), output_cap_bytes=1 << 16)
     limit = time.monotonic() + 250

@@ -131,6 +131,24 @@ class Host:
         threads = str(self.threads)
         return {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
 
+    def env_inside(self, cache: str) -> dict[str, str]:
+        """Environment for candidates and presenters, which know their compile cache as `cache`."""
+        env = {
+            **self.env,
+            "TORCHINDUCTOR_CACHE_DIR": f"{cache}/inductor",
+            "TRITON_CACHE_DIR": f"{cache}/triton",
+            "FLASH_ATTENTION_CUTE_DSL_CACHE_ENABLED": "1",
+            "FLASH_ATTENTION_CUTE_DSL_CACHE_DIR": f"{cache}/flash",
+            "QUACK_CACHE_DIR": f"{cache}/quack",  # read when FlashAttention imports it
+            "USER": "candidate",
+        }
+        gpu = hardware.gpu_of(self.device)
+        if gpu is not None and gpu.capability:  # else quack asks the card, and so starts CUDA
+            env["QUACK_ARCH"] = f"{10 * gpu.capability:.0f}"
+        if gpu is not None and self.sandbox.level == "none":  # no wall hides the other cards
+            env["CUDA_VISIBLE_DEVICES"] = gpu.uuid or str(gpu.index)
+        return env
+
     def take(self, role: str, spec: RunSpec) -> Seat:
         """A candidate or presenter for `spec`: one that waits already, or a new one."""
         seat = self._waiting.pop(role, None)
@@ -158,20 +176,7 @@ class Host:
         folder.chmod(0o755)
         walls = self._walls(folder, cache_folder)
         cache = self.sandbox.inside(walls, cache_folder)
-        env = {
-            **self.env,
-            "TORCHINDUCTOR_CACHE_DIR": f"{cache}/inductor",
-            "TRITON_CACHE_DIR": f"{cache}/triton",
-            "FLASH_ATTENTION_CUTE_DSL_CACHE_ENABLED": "1",
-            "FLASH_ATTENTION_CUTE_DSL_CACHE_DIR": f"{cache}/flash",
-            "QUACK_CACHE_DIR": f"{cache}/quack",  # read when FlashAttention imports it
-            "USER": "candidate",
-        }
-        gpu = hardware.gpu_of(self.device)
-        if (
-            gpu is not None and gpu.capability
-        ):  # quack would ask the card, and so start CUDA, when it is imported
-            env["QUACK_ARCH"] = f"{10 * gpu.capability:.0f}"
+        env = self.env_inside(cache)
         if self.inside_path is not None:
             env["INSIDE_PATH"] = self.sandbox.inside(walls, self.inside_path)
         cap_bytes = self.config.artifacts.stdout_cap_kb << 10 if role == "candidate" else 0
