@@ -1,16 +1,15 @@
-"""Sixteen changes in twenty runs: each is in half of them, every pair balanced.
+"""Eleven changes in twelve runs: each is in half of them, every pair balanced.
 
-Usage: python runs/gpu_design.py --rows ROWS --large-rows ROWS_16K --out RUNS.jsonl
-           [--seconds 60] [--worker 0 --workers 2]
+Usage: python runs/gpu_design.py --rows ROWS --out RUNS.jsonl [--seconds 60]
+           [--worker 0 --workers 2]
        python runs/gpu_design.py --tell --out RUNS.jsonl
 
-Hardware: one H100 or H200 for each worker; duration: 20 / workers x (seconds + half a minute).
-A quarter of the scale of preset h100, from what it was before this, but that pairs are gated: ROWS
-(gpu_rows.py --parts 4; ROWS_16K with --vocab 16384) are read about twice, with half the batch and a
-quarter of the pairs. dev/LOG.md has three changes more, which train.py no longer has. A change is
-worth the difference between the means of the ten runs with it and the ten without; what it costs in
-tokens is in there. Blocks are not compiled (0.8 % slower, and half a minute a run earlier), the
-optimizer and the gates of heads are. A worker that was stopped goes on where it was.
+Hardware: one H100 or H200 for each worker; duration: 12 / workers x (seconds + 10 s). A quarter of
+the scale of preset h100: width 640, ROWS (gpu_rows.py --parts 4 --vocab 16384) read about twice,
+with half the batch and a quarter of the pairs. A change is worth the difference between the means
+of the six runs with it and the six without; what it costs in tokens is in there. Blocks are not
+compiled (0.8 % slower, and half a minute a run earlier), the optimizer and the gates of heads are.
+A worker that was stopped goes on where it was.
 """
 
 from __future__ import annotations
@@ -27,38 +26,31 @@ from typing import Any
 import numpy as np
 
 START: dict[str, Any] = {
-    "DEPTH": 9, "WIDTH": 640, "WINDOW_PATTERN": "SSSSL", "SHORT_WINDOW": 0.125, "KEY_OFFSET": "all",
-    "ROTARY_BASE": 200000.0, "LAMBDA_X0": 0.05, "INIT_SCALE": 0.68, "WARMDOWN_RATIO": 0.75,
-    "EMBEDDING_LR": 0.9, "VALUE_LR": 0.9, "HEAD_LR": 0.005, "MATRIX_LR": 0.03, "BIGRAM_LR": 0.6,
-    "EMBEDDING_DECAY": 0.001, "VALUE_DECAY": 0.003, "HEAD_DECAY": 0.01, "BIGRAM_DECAY": 0.02,
-    "MOMENTUM_RAMP": 200, "MOMENTUM_END": 0.975, "FINAL_LR_FRAC": 0.05, "BIGRAM_ROWS": 2**16,
-    "TOTAL_BATCH": 32, "MICRO_BATCH": 32,
+    "DEPTH": 9, "WIDTH": 640, "WINDOW_PATTERN": "SSL", "SHORT_WINDOW": 0.0625, "KEY_OFFSET": True,
+    "HEAD_GATE": True, "ROTARY_BASE": 200000.0, "LAMBDA_X0": 0.05, "INIT_SCALE": 0.68,
+    "TABLES_BF16": False, "EMBEDDING_LR": 0.9, "VALUE_LR": 0.9, "HEAD_LR": 0.005, "MATRIX_LR": 0.03,
+    "PROJ_LR": 1.5, "BIGRAM_LR": 0.6, "ADAM_BETA1": 0.9, "ADAM_BETA2": 0.98, "TABLE_BETA2": 0.98,
+    "MOMENTUM_RAMP": 200, "MOMENTUM_END": 0.975, "MATRIX_DECAY": 0.1, "EMBEDDING_DECAY": 0.001,
+    "VALUE_DECAY": 0.003, "HEAD_DECAY": 0.01, "BIGRAM_DECAY": 0.02, "BIGRAM_ROWS": 2**16,
+    "WARMDOWN_RATIO": 0.75, "FINAL_LR_FRAC": 0.05, "TOTAL_BATCH": 32, "MICRO_BATCH": 32,
 }  # fmt: skip
-LARGE = "vocabulary 16384"
 CHANGES: dict[str, dict[str, Any]] = {
-    "width 512 instead of 640": {"WIDTH": 512},
-    "gates on heads": {"HEAD_GATE": True},
-    "long Adam memory, float32 tables": {
-        "ADAM_BETA1": 0.9, "ADAM_BETA2": 0.98, "TABLE_BETA2": 0.98, "TABLES_BF16": False
-    },
-    "Adam rates x 0.7": {"EMBEDDING_LR": 0.63, "VALUE_LR": 0.63, "HEAD_LR": 0.0035},
-    "momentum 0.985 instead of 0.975": {"MOMENTUM_END": 0.985},
-    "matrix decay 0.1 instead of 0.2": {"MATRIX_DECAY": 0.1},
-    "rate of the MLP's second matrix x 1.5": {"PROJ_LR": 1.5},
-    "24 rows a step instead of 32": {"TOTAL_BATCH": 24, "MICRO_BATCH": 24},
-    "queries and keys x 1.15": {"QK_GAIN": 1.15},
-    "cool-down 0.9 of the budget, not 0.75": {"WARMDOWN_RATIO": 0.9},
-    LARGE: {},
-    "matrix rate 0.04 instead of 0.03": {"MATRIX_LR": 0.04},
-    "short windows of 128 instead of 256": {"SHORT_WINDOW": 0.0625},
-    "every third layer long, not every fifth": {"WINDOW_PATTERN": "SSL"},
-    "NorMuon memory 0.98 instead of 0.95": {"NORMUON_BETA2": 0.98},
-    "11 layers instead of 9": {"DEPTH": 11},
+    "long layers keep to the document": {"DOCUMENT_MASK": True},
+    "queries and keys x 0.87": {"QK_GAIN": 0.87},
+    "Adam rates x 1.4": {"EMBEDDING_LR": 1.26, "VALUE_LR": 1.26, "HEAD_LR": 0.007},
+    "matrix rate 0.024 instead of 0.03": {"MATRIX_LR": 0.024},
+    "rate of the MLP's second matrix x 2, not 1.5": {"PROJ_LR": 2.0},
+    "every second layer long, not every third": {"WINDOW_PATTERN": "SL"},
+    "twice as many rows for pairs": {"BIGRAM_ROWS": 2**17},
+    "rate of pairs 1.0 instead of 0.6": {"BIGRAM_LR": 1.0},
+    "longer Adam memory still": {"ADAM_BETA2": 0.99, "TABLE_BETA2": 0.995},
+    "short windows of 64 instead of 128": {"SHORT_WINDOW": 0.03125},
+    "cool-down 0.9, NorMuon memory 0.98": {"WARMDOWN_RATIO": 0.9, "NORMUON_BETA2": 0.98},
 }  # fmt: skip
 
 
-def make_design(num: int = 19) -> np.ndarray:
-    """(20, 19) of 0 and 1, columns balanced by pairs: Plackett, Burman, Biometrika 33, 1946."""
+def make_design(num: int = 11) -> np.ndarray:
+    """(12, 11) of 0 and 1, columns balanced by pairs: Plackett, Burman, Biometrika 33, 1946."""
     squares = {i * i % num for i in range(num)}
     first = np.array([int(i in squares) for i in range(num)])
     return np.array([*(np.roll(first, i) for i in range(num)), np.zeros(num, dtype=int)])
@@ -82,15 +74,14 @@ def run_once(changes: set[str], given: Namespace) -> dict[str, Any]:
     constants = dict(START)
     for name in changes:
         constants |= CHANGES[name]
-    rows = given.large_rows if LARGE in changes else given.rows
     train = gpu_train.load_train(constants)
     train.compile_parts = partial(compile_small_parts, train)
     options = Namespace(seconds=given.seconds, steps=0, profile_at=-1)
-    run = gpu_train.Run(*gpu_train.load_rows(rows), options, given.seed)
+    run = gpu_train.Run(*gpu_train.load_rows(given.rows), options, given.seed)
     gpu_train.train_to_the_end(train, run)
     result = {"changes": sorted(changes), "seed": given.seed, "ready_s": run.warm_s}
     result |= {"tokens_M": run.facts["total_tokens_M"], "steps": run.steps, "loss": float(run.loss)}
-    result |= gpu_train.score(run.model, rows)
+    result |= gpu_train.score(run.model, given.rows)
     return {**result, "all_s": time.perf_counter() - began}
 
 
@@ -107,7 +98,7 @@ def work(given: Namespace) -> None:
     for number in range(given.worker, len(design), given.workers):
         if number in known:
             continue
-        changes = {name for name, is_on in zip(names, design[number], strict=False) if is_on}
+        changes = {name for name, is_on in zip(names, design[number], strict=True) if is_on}
         result = gpu_meter.attempt(f"run {number}", partial(run_once, changes, given))
         result = result if isinstance(result, dict) else {"changes": None}
         with given.out.open("a") as file:
@@ -140,7 +131,7 @@ def tell(path: Path) -> None:
     runs = [run for run in read_runs(path) if run["changes"] is not None]
     print(f"{len(runs)} runs; val_bpb_decoded with the change less that without, and tokens:")
     for name, (bpb, tokens) in sorted(estimate(runs).items(), key=lambda item: item[1]):
-        print(f"{name:42s} {bpb:+.5f}  {100 * (np.exp(tokens) - 1):+5.1f} %")
+        print(f"{name:46s} {bpb:+.5f}  {100 * (np.exp(tokens) - 1):+5.1f} %")
 
 
 def main() -> None:
@@ -149,7 +140,6 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--rows", type=Path)
-    parser.add_argument("--large-rows", type=Path)
     parser.add_argument("--seconds", type=float, default=60.0)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--worker", type=int, default=0)
@@ -159,8 +149,8 @@ def main() -> None:
     given = parser.parse_args()
     if given.tell:
         tell(given.out)
-    elif not (given.rows and given.large_rows):
-        parser.error("--rows and --large-rows are needed, folders that gpu_rows.py made")
+    elif not given.rows:
+        parser.error("--rows is needed, a folder that gpu_rows.py made")
     else:
         work(given)
 

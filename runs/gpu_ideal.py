@@ -30,7 +30,7 @@ def ideal_of(preset: str) -> None:
     table = tomllib.loads((TEMPLATES / "presets.toml").read_text())[preset]
     train, data = load_train(table["constants"]), table["config"]["data"]
     with torch.device("meta"):
-        model = train.GPT(data["vocab_size"], data["context"])
+        model = train.GPT(data["vocab_size"], data["context"], 0)
     tokens = train.TOTAL_BATCH * model.context
     parts = {
         "matrix products": products_ms(model, tokens, train.MICRO_BATCH * model.context),

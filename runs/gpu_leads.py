@@ -122,14 +122,14 @@ def heads() -> None:
     """Attention with split heads: one operator without copies of the values, and two."""
     from functools import partial
 
-    from autoresearch.inside.ops import attention, rotary
+    from autoresearch.inside.ops import fa4, rotary
     from autoresearch.inside.ops import heads as ops
 
     meter.say("switch: heads.ENABLED=False is what was")
 
     def two(qkv: Any, cos: Any, sin: Any, H: int, opening: Any, value: Any, *rest: Any) -> Any:
         parts = rotary.split_heads(qkv, cos, sin, H, opening, value, False, 1.0)
-        return attention.attend_fa4(*parts, rest[0])
+        return fa4.attend(*parts, rest[0])
 
     one = partial(ops.attend_heads, gain=1.0)
     for num in (1, 3):
@@ -140,9 +140,9 @@ def heads() -> None:
         rest = [None] * (3 - num)
         for window in (500, 77):
             agree(f"heads{' value' * (num > 1)} w{window}",
-                  lambda q, *v, w=window, t=turns, r=rest: one(q, *t, H, *v, *r, w, False),
+                  lambda q, *v, w=window, t=turns, r=rest: one(q, *t, H, *v, *r, w, False, None),
                   lambda q, *v, w=window, t=turns, r=rest: ops.attend_heads_twin(
-                      q, *(x.to(q.dtype) for x in t), H, *v, *r, w, False, 1.0),
+                      q, *(x.to(q.dtype) for x in t), H, *v, *r, w, False, None, 1.0),
                   inputs, 2e-2)  # fmt: skip
     turns = [torch.randn(T, 1, D // 2, device="cuda", dtype=torch.bfloat16) for _ in range(2)]
     B = N // T
@@ -154,7 +154,7 @@ def heads() -> None:
         for window in (T, T // 2):
             for name, function in (("two operators", two), ("one operator", one)):
                 label = f"heads{' value' * (num > 1)} w{window} {name}"
-                call = lambda f=function, a=arguments, w=window: f(*a, w, False)  # noqa: E731
+                call = lambda f=function, a=arguments, w=window: f(*a, w, False, None)  # noqa: E731
                 both = meter.forward_backward(call, inputs, grad)
                 moved = (20 + 3 * (num > 1)) * UNIT
                 meter.attempt(label, lambda n=label, b=both, m=moved: (

@@ -75,14 +75,14 @@ def products(name: str, columns: int, depth: int) -> None:
 
 def attention(window: int) -> None:
     """Forward and backward, FlashAttention 4 beside 3."""
-    from autoresearch.inside.ops import attention as ops
+    from autoresearch.inside.ops import fa4
 
     q, k, v, grad = (meter.normal(N // T, T, H, D).detach() for _ in range(4))
     keys = sum(min(t, window) + 1 for t in range(T)) / T
     flops, moved = 4 * N * H * D * keys, 8 * q.numel()
     left = window if window < T - 1 else -1
     results = {}
-    for name, find in (("4", lambda: (ops.run_fa4, ops.run_fa4_backward)), ("3", fa3)):
+    for name, find in (("4", lambda: (fa4.run, fa4.run_backward)), ("3", fa3)):
         forward, backward = find()
         out, lse = forward(q, k, v, left)
         results[name] = (out, *backward(grad, q, k, v, out, lse, left))

@@ -47,7 +47,8 @@ class Run(harness.Run):
     def __init__(
         self, shards: list[torch.Tensor], vocab_size: int, given: argparse.Namespace, seed: int
     ) -> None:
-        settings = {"device": CUDA, "vocab_size": vocab_size, "context": 2048, "bos": 0}
+        settings = {"device": CUDA, "vocab_size": vocab_size, "context": 2048}
+        settings |= {"bos": int(shards[0][0, 0])}  # rows begin with it
         settings |= {"budget_s": float(given.seconds), "seed": seed, "threads": 0}
         here, there = socket.socketpair()
         there.close()

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from autoresearch.inside import ops
-from autoresearch.inside.ops import ahead, attention, heads, residual, softcap_ce, table
+from autoresearch.inside.ops import ahead, fa4, heads, residual, softcap_ce, table
 from autoresearch.inside.ops.shape import Shape
 from autoresearch.values.constants import substitute
 
@@ -66,15 +66,15 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> set[Any]:
     def add_norm(x, y=None, x0=None, resid=None, mix=None, front=0):  # type: ignore[no-untyped-def]
         return residual.add_norm_forward(x, y, x0, resid, mix, front)[:3]
 
-    def attend(q: Tensor, k: Tensor, v: Tensor, _window: int) -> tuple[Tensor, Tensor]:
+    def attend(q: Tensor, _k: Tensor, _v: Tensor, *_rest: Any) -> tuple[Tensor, Tensor]:
         return q.clone(), q.new_zeros(q.size(0), q.size(2), q.size(1)).float()
 
-    def attend_back(grad, q, k, v, out, lse, window, dv):  # type: ignore[no-untyped-def]
+    def attend_back(grad, q, k, v, out, lse, window, bounds, dv):  # type: ignore[no-untyped-def]
         return q.clone(), k.clone(), dv.zero_()
 
     monkeypatch.setattr(residual, "add_norm", add_norm)
-    monkeypatch.setattr(attention, "run_fa4", attend)
-    monkeypatch.setattr(attention, "run_fa4_backward", attend_back)
+    monkeypatch.setattr(fa4, "run", attend)
+    monkeypatch.setattr(fa4, "run_backward", attend_back)
     return calls
 
 
@@ -95,7 +95,7 @@ def build(constants: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> tuple[A
         )
 
     monkeypatch.setattr(ops, "install", install)
-    model = module.GPT(vocab_size=64, context=64)
+    model = module.GPT(vocab_size=64, context=64, bos=0)
     operators = module.Operators(SimpleNamespace(type="cuda"), model)
     model.initialize(operators, torch.bfloat16)
     return model, told["shape"]
@@ -109,7 +109,7 @@ def _first_and_others(found: tuple[Tensor, ...]) -> tuple[Tensor, list[Tensor]]:
     "constants",
     [
         {},
-        {"HEAD_GATE": True, "KEY_OFFSET": "long", "QK_GAIN": 1.2, "TABLES_BF16": False},
+        {"HEAD_GATE": True, "KEY_OFFSET": True, "QK_GAIN": 1.2, "TABLES_BF16": False},
         {"DEPTH": 12, "KV_HEADS": 1, "VALUE_EVERY": 3, "BIGRAM_ROWS": 128},
     ],
 )

@@ -21,7 +21,7 @@ HAS_TRITON = importlib.util.find_spec("triton") is not None
 _INTERPRETED = """
 import torch
 import torch.nn.functional as F
-from autoresearch.inside.ops import attention, heads, mlp, residual, rotary, softcap_ce, table
+from autoresearch.inside.ops import attention, fa4, heads, mlp, residual, rotary, softcap_ce, table
 from autoresearch.inside.ops.shape import Shape
 
 torch.manual_seed(0)
@@ -97,8 +97,8 @@ x = torch.randn(5, 300).requires_grad_()
 weights = torch.randn(12, 5, 300)
 sizes = {"context": 64, "vocab_size": 32, "width": 48, "num_heads": 4, "kv_heads": 2}
 sizes |= {"head_dim": 16}
-layers = {"windows": [16] * 11, "offsets": [False] * 10 + [True], "value_layers": [9, 10]}
-shape = Shape(**sizes, **layers, gated_layers=[9, 10], front=8)
+layers = {"windows": [16] * 11, "has_offset": True, "value_layers": [9, 10], "front": 8}
+shape = Shape(**sizes, **layers, has_head_gate=False, has_documents=False)
 residual.try_out(torch.device("cpu"), shape)
 with torch.no_grad():
     residual.try_out(torch.device("cpu"), shape)
@@ -114,12 +114,12 @@ def wide(q, k, window):
     return scores.masked_fill((back < 0) | (back > window), -torch.inf).softmax(-1), k
 
 
-def run(q, k, v, window):
+def run(q, k, v, window, bounds):
     out = attention.attend_twin(q.float(), k.float(), v.float(), window).to(q.dtype)
     return out.contiguous(), torch.zeros(q.size(0), q.size(2), q.size(1))
 
 
-def run_backward(grad, q, k, v, out, lse, window, dv):
+def run_backward(grad, q, k, v, out, lse, window, bounds, dv):
     shared, grad = q.size(2) // k.size(2), grad.float()
     P, keys = wide(q, k, window)
     values = v.repeat_interleave(shared, dim=2).float()
@@ -133,26 +133,26 @@ def run_backward(grad, q, k, v, out, lse, window, dv):
     return dq, dk, dv.copy_(given)
 
 
-attention.run_fa4, attention.run_fa4_backward = run, run_backward
+fa4.run, fa4.run_backward = run, run_backward
 for has_value, offset, G, dtype, bound in (
     (1, False, 2, torch.float32, 1e-5),
     (0, True, 1, torch.float16, 5e-3),
 ):
     cos, sin, inputs, exact, rest, others = heads_case(2, has_value, G, dtype)
     turns = (cos.double(), sin.double())
-    out = heads.attend_heads(inputs[0], cos, sin, 4, *rest, 9, offset, 1.3)
-    goal = heads.attend_heads_twin(exact[0], *turns, 4, *others, 9, offset, 1.3)
+    out = heads.attend_heads(inputs[0], cos, sin, 4, *rest, 9, offset, None, 1.3)
+    goal = heads.attend_heads_twin(exact[0], *turns, 4, *others, 9, offset, None, 1.3)
     grad = torch.randn(out.shape).to(dtype)
     got = [out, *torch.autograd.grad(out, inputs, grad)]
     wanted = [goal, *torch.autograd.grad(goal, exact, grad.double())]
     for a, b in zip(got, wanted, strict=True):
         assert (a.double() - b).norm() / b.norm() < bound
     for windows in ((torch.tensor(9), 0), (None, 9)):
-        arguments = (inputs[0], cos, sin, *rest, 4, offset, 1.3, *windows)
+        arguments = (inputs[0], cos, sin, *rest, None, 4, offset, 1.3, *windows)
         torch.library.opcheck(heads.heads_forward, arguments, test_utils=utilities)
 
     def attended(qkv, window, rest=rest, turns=(cos, sin), offset=offset):
-        return heads.attend_heads(qkv, *turns, 4, *rest, window, offset, 1.3)
+        return heads.attend_heads(qkv, *turns, 4, *rest, window, offset, None, 1.3)
 
     compiled = torch.compile(attended, backend="aot_eager", fullgraph=True, dynamic=False)
     torch._dynamo.utils.counters.clear()

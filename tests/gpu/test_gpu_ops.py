@@ -23,6 +23,7 @@ from autoresearch.inside.ops import (
     softcap_ce,
     table,
 )
+from autoresearch.inside.ops.documents import count_documents, find_bounds
 
 pytestmark = [pytest.mark.gpu, pytest.mark.filterwarnings("ignore")]
 CUDA = torch.device("cuda")
@@ -65,9 +66,15 @@ def test_attention(rung: str, window: int) -> None:
     except ImportError as error:
         pytest.skip(str(error))
     inputs = [normal(2, T, 4, 64), normal(2, T, 2, 64), normal(2, T, 2, 64)]
-    assert_agree(
-        lambda *t: attend(*t, window), lambda *t: attention.attend_twin(*t, window), inputs, 1e-2
-    )
+    tokens = torch.randint(60, (2, T), device=CUDA)
+    find = find_bounds if rung == "fa4" else count_documents
+    for told in ((None, None), (find(tokens, 7), count_documents(tokens, 7))):
+        assert_agree(
+            lambda *t, own=told[0]: attend(*t, window, own),
+            lambda *t, own=told[1]: attention.attend_twin(*t, window, own),
+            inputs,
+            1e-2,
+        )
 
 
 @pytest.mark.parametrize("has_value", [True, False])
@@ -188,9 +195,10 @@ def test_share(num: int) -> None:
     assert_agree(lambda x: residual.share(x, num), lambda x: [x * 1] * num, [normal(99, 333)], 5e-3)
 
 
+@pytest.mark.parametrize("has_documents", [True, False])
 @pytest.mark.parametrize(("window", "offset"), [(384, True), (77, True), (77, False)])
 @pytest.mark.parametrize("has_value", [True, False])
-def test_attend_heads(has_value: bool, window: int, offset: bool) -> None:
+def test_attend_heads(has_value: bool, window: int, offset: bool, has_documents: bool) -> None:
     """Attention on the product of a layer, values read and their gradient written in place."""
     try:
         attention._make_fa4(CUDA)
@@ -202,14 +210,20 @@ def test_attend_heads(has_value: bool, window: int, offset: bool) -> None:
     shapes = [(B, T, (H + 2 * G) * D), (B, T, G), (B, T, G * D)]
     inputs = [normal(*shape) for shape in shapes[: 3 if has_value else 1]]
 
-    def whole(function: Callable[..., Any]) -> Callable[..., Any]:
+    tokens = torch.randint(60, (B, T), device=CUDA)
+
+    def whole(function: Callable[..., Any], find: Callable[..., Any]) -> Callable[..., Any]:
+        documents = find(tokens, 7) if has_documents else None
+
         def call(qkv: Tensor, *extra: Tensor) -> Any:
-            turns = (cos.to(qkv.dtype), sin.to(qkv.dtype))
-            return function(qkv, *turns, H, *(extra or (None, None)), window, offset, 1.2)
+            turns, mix = (cos.to(qkv.dtype), sin.to(qkv.dtype)), extra or (None, None)
+            return function(qkv, *turns, H, *mix, window, offset, documents, 1.2)
 
         return call
 
-    assert_agree(whole(heads.attend_heads), whole(heads.attend_heads_twin), inputs, 2e-2)
+    fast = whole(heads.attend_heads, find_bounds)
+    plain = whole(heads.attend_heads_twin, count_documents)
+    assert_agree(fast, plain, inputs, 2e-2)
 
 
 def test_one_compiled_block_serves_all_windows() -> None:
@@ -224,7 +238,7 @@ def test_one_compiled_block_serves_all_windows() -> None:
     qkv, grad = normal(B, T, 3 * H * D), normal(B, T, H, D).detach()
 
     def attended(qkv: Tensor, window: Any) -> Tensor:
-        return heads.attend_heads(qkv, *turns, H, None, None, window, True, 1.0)
+        return heads.attend_heads(qkv, *turns, H, None, None, window, True, None, 1.0)
 
     compiled = torch.compile(attended, fullgraph=True, dynamic=False)
     torch._dynamo.utils.counters.clear()

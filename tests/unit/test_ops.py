@@ -8,6 +8,7 @@ from __future__ import annotations
 import ast
 import functools
 import importlib.util
+import itertools
 import math
 import os
 import sys
@@ -17,15 +18,19 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor
 
 from autoresearch.inside import ops
 from autoresearch.inside.ops import (
     ahead,
     attention,
+    fa4,
     heads,
     mlp,
     polar,
@@ -35,6 +40,7 @@ from autoresearch.inside.ops import (
     table,
     trial_call,
 )
+from autoresearch.inside.ops.documents import count_documents, find_bounds
 from autoresearch.inside.ops.shape import Shape
 from autoresearch.inside.ops.trial_call import both_ways, compare
 
@@ -63,14 +69,35 @@ def double(*shape: int) -> Tensor:
 def test_attention_rungs_agree(train: ModuleType, window: int, groups: int) -> None:
     """The twin, the last rung and train.py's own say the same, gradients included."""
     q, k, v = (double(2, 31, heads, 8).requires_grad_() for heads in (3, groups, groups))
-    weight = double(2, 31, 3, 8)
+    weight, documents = double(2, 31, 3, 8), torch.randint(3, (2, 31)).sort().values
     results = []
     for attend in (attention.attend_twin, attention.attend_sdpa, train.sdpa):
-        out = attend(q, k, v, window)
-        results.append([out, *torch.autograd.grad((out * weight).sum(), (q, k, v))])
+        outs = [attend(q, k, v, window), attend(q, k, v, window, documents)]
+        assert torch.equal(*outs) == (window < 30)
+        loss = sum((out * weight).sum() for out in outs)
+        results.append([*outs, *torch.autograd.grad(loss, (q, k, v))])
     for other in results[1:]:
         for got, wanted in zip(other, results[0], strict=True):
             torch.testing.assert_close(got, wanted)
+
+
+@given(rows=st.lists(st.lists(st.integers(0, 3), min_size=20, max_size=20), min_size=1, max_size=4))
+def test_documents_are_found(train: ModuleType, rows: list[list[int]]) -> None:
+    """Bounds cut rows, laid end to end, where a token of 0 begins one of their first eight
+    documents; and train.py counts as the twin does.
+    """
+    tokens = torch.tensor(rows)
+    documents, bounds = count_documents(tokens, 0), find_bounds(tokens, 0)
+    assert torch.equal(train.count_documents(tokens, 0), documents)
+    assert (bounds.dtype, len(bounds)) == (torch.int32, 513)
+    cuts, begins = sorted({*bounds.tolist()} - {tokens.numel()}), []
+    for i, row in enumerate(rows):
+        places = [0, *(t for t in range(1, 20) if row[t] == 0)][:8]
+        begins += [20 * i + place for place in places]
+        assert documents[i].tolist() == [sum(p <= t for p in places) - 1 for t in range(20)]
+    assert cuts == begins
+    many = find_bounds(torch.zeros((65, 20), dtype=torch.long), 0)
+    assert many.tolist() == [20 * i + t for i in range(65) for t in range(8)] + [1300]
 
 
 def test_flex_mask_is_the_window() -> None:
@@ -104,6 +131,11 @@ def test_ladder_falls_to_sdpa(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "off by nan" in name
     monkeypatch.setattr(attention, "attend_cudnn_or_sdpa", attention.attend_sdpa)
     assert attention.choose("auto", device, 8, 16, [16, 3])[0] is attention.attend_sdpa
+    assert attention.choose("auto", device, 8, 128, [128, 3], True)[0] is attention.attend_sdpa
+    deaf = lambda q, k, v, window, _documents: attention.attend_sdpa(q, k, v, window)  # noqa: E731
+    monkeypatch.setattr(attention, "attend_cudnn_or_sdpa", deaf)
+    name = attention.choose("auto", device, 8, 128, [128, 3], True)[1]
+    assert "cudnn: ValueError: window 128: off by" in name
     assert attention.choose("sdpa", device, 8, 16, [16]) == (None, "sdpa")
 
 
@@ -126,10 +158,11 @@ SHAPE = Shape(  # the first layer has no gate, the last two have a value embeddi
     kv_heads=3,
     head_dim=16,
     windows=[16, 16, 64],
-    offsets=[False, True, True],
+    has_offset=False,
     value_layers=[1, 2],
-    gated_layers=[1, 2],
+    has_head_gate=False,
     front=8,
+    has_documents=False,
 )
 
 
@@ -224,6 +257,19 @@ def test_fa4_is_wired_right(monkeypatch: pytest.MonkeyPatch) -> None:
     stand-in for the library, in float64.
     """
 
+    def by_documents(function: Any, given: Any, options: dict[str, Any]) -> Any:
+        """What the library makes of rows laid end to end: documents one by one."""
+        bounds, other = options.pop("cu_seqlens_q").tolist(), options.pop("cu_seqlens_k").tolist()
+        assert bounds == other
+        assert options.pop("max_seqlen_q") == options.pop("max_seqlen_k") == 13
+        assert {x.dim() for x in given} == {3}
+        parts = [
+            function(*(x[None, a:b] for x in given), **options)
+            for a, b in itertools.pairwise(bounds)
+            if a < b
+        ]
+        return [torch.cat(part, dim=1)[0] for part in zip(*parts, strict=True)]
+
     def weights(q: Tensor, k: Tensor, window: int | None) -> Tensor:
         T, D = q.size(1), q.size(3)
         back = torch.arange(T)[:, None] - torch.arange(T)
@@ -231,16 +277,29 @@ def test_fa4_is_wired_right(monkeypatch: pytest.MonkeyPatch) -> None:
         scores = torch.einsum("bqhd,bkhd->bhqk", q, k) / math.sqrt(D)
         return scores.masked_fill(is_hidden, -math.inf).softmax(-1)
 
-    def forward(q: Tensor, k: Tensor, v: Tensor, **options: object) -> tuple[Tensor, ...]:
+    def attended(q: Tensor, k: Tensor, v: Tensor, window: int | None = None) -> tuple[Tensor]:
+        P = weights(q, k, window)
+        return (torch.einsum("bhqk,bkhd->bqhd", P, v).contiguous(),)
+
+    def forward(q: Tensor, k: Tensor, v: Tensor, **options: Any) -> tuple[Tensor, ...]:
         assert options.pop("causal")
         assert options.pop("return_lse")
-        P = weights(q, k, options.pop("window_size_left"))  # type: ignore[arg-type]
-        assert not options
-        out = torch.einsum("bhqk,bkhd->bqhd", P, v).contiguous()
-        return out, torch.zeros(q.size(0), q.size(2), q.size(1)), None, None, None
+        if "cu_seqlens_q" in options:
+            out = by_documents(attended, (q, k, v), options)[0]
+        else:
+            out = attended(q, k, v, options.pop("window_size_left"))[0]
+            assert not options
+        return out, out[..., 0].transpose(-1, -2).contiguous(), out
 
-    def backward(q, k, v, out, grad, lse, scale, causal, softcap, window_size_left):  # type: ignore[no-untyped-def]
-        assert (scale, causal, softcap) == (None, True, 0.0)
+    def backward(q, k, v, out, grad, lse, *, causal, dv, window_size_left=None, **options):  # type: ignore[no-untyped-def]
+        assert (causal, dv) == (True, None)
+        assert torch.equal(lse, out[..., 0].transpose(-1, -2))
+        if options:
+            options |= {"causal": True, "dv": None}
+            given = (q, k, v, out, grad)
+            return by_documents(
+                lambda *g, **o: backward(*g, g[3][..., 0].transpose(-1, -2), **o), given, options
+            )
         P = weights(q, k, window_size_left)
         dP = torch.einsum("bqhd,bkhd->bhqk", grad, v)
         dS = P * (dP - (dP * P).sum(-1, keepdim=True)) / math.sqrt(q.size(3))
@@ -255,10 +314,12 @@ def test_fa4_is_wired_right(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, library.__name__, library)
     q, k, v = (double(2, 13, 3, 4).requires_grad_() for _ in range(3))
     weight = double(2, 13, 3, 4)
-    for window in (5, 12, 99):
+    tokens = torch.randint(5, (2, 13))
+    bounds, documents = find_bounds(tokens, 0), count_documents(tokens, 0)
+    for window, has_documents in itertools.product((5, 12, 99), (False, True)):
         results = []
-        for attend in (attention.attend_fa4, attention.attend_twin):
-            out = attend(q, k, v, window)
+        for attend, told in ((fa4.attend, bounds), (attention.attend_twin, documents)):
+            out = attend(q, k, v, window, told if has_documents else None)
             results.append([out, *torch.autograd.grad((out * weight).sum(), (q, k, v))])
         for got, wanted in zip(*results, strict=True):
             torch.testing.assert_close(got, wanted)

@@ -32,8 +32,9 @@ MLP_RATIO = 4  # hidden channels of the MLP, times width [2, 6]
 WINDOW_PATTERN = "SSSL"  # short and long layers in turn, last long {"SSSL", "SSSSL", "SL", "L"}
 SHORT_WINDOW = 0.5  # how far back an S layer sees, share of the context [0.0625, 1.0] log
 LONG_WINDOW = 1.0  # how far back an L layer sees, share of the context
+DOCUMENT_MASK = False  # layers that see all of the context see their own document alone
 ROTARY_BASE = 10000.0  # longest rotary wavelength over 2 pi, tokens [1000.0, 1000000.0] log
-KEY_OFFSET = "none"  # layers whose keys are half those of the token before {"none", "long", "all"}
+KEY_OFFSET = False  # the slower half of each key is that of the token before {True, False}
 QK_GAIN = 1.0  # factor on normed queries and keys: sharpness of attention [0.8, 1.6]
 VALUE_EVERY = 2  # layers from one value embedding to the next, counted from the last layer [1, 4]
 HEAD_GATE = False  # each head's output times twice the sigmoid of a gate {True, False}
@@ -134,22 +135,31 @@ def split_heads(qkv, cos, sin, num_heads, opening, value, offset):
         v = v + (2 * torch.sigmoid(opening))[..., None] * value.view(v.shape)
     k = one_back(k) if offset else k
     q, k = rotate_norm(q, cos, sin), rotate_norm(k, cos, sin)
-    if QK_GAIN != 1.0:
-        q, k = q * QK_GAIN, k * QK_GAIN
-    return q, k, v
+    return q * QK_GAIN, k * QK_GAIN, v
 
 
-def sdpa(q, k, v, window):
-    """Causal attention, `window` tokens back: q (B, T, H, D), k, v (B, T, G, D) -> (B, T, H, D)."""
+def count_documents(tokens, bos):
+    """Which document of its row a token is in: (B, T) -> (B, T), 0 to 7; the later ones are one."""
+    return F.pad((tokens[:, 1:] == bos).cumsum(1), (1, 0)).clamp(max=7)
+
+
+def sdpa(q, k, v, window, documents=None):
+    """Causal attention, `window` tokens back: q (B, T, H, D), k, v (B, T, G, D) -> (B, T, H, D).
+
+    A window over the whole context keeps to the token's own of the documents (B, T), if not None.
+    """
     T, H, G = q.size(1), q.size(2), k.size(2)
     q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
     if G < H:
         k, v = k.repeat_interleave(H // G, dim=1), v.repeat_interleave(H // G, dim=1)
-    if window >= T - 1:
+    is_whole = window >= T - 1
+    if is_whole and documents is None:
         y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
     else:
         back = torch.arange(T, device=q.device)[:, None] - torch.arange(T, device=q.device)
         mask = (back >= 0) & (back <= window)
+        if is_whole:
+            mask = mask & (documents[:, None, :, None] == documents[:, None, None])
         y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
     return y.transpose(1, 2)
 
@@ -256,7 +266,8 @@ class Operators:
     def __init__(self, device, model):
         self.split_heads, self.attend, self.mlp = split_heads, sdpa, relu2_mlp
         self.lookup, self.head_loss, self.softcap = lookup, head_loss, softcap
-        self.add_norm, self.share, self.window = add_norm, share, int
+        self.add_norm, self.share = add_norm, share
+        self.window, self.find_documents = int, count_documents
         self.names = {"attend": "sdpa"}
         if device.type == "cuda" and KERNELS:
             try:  # the only use of the package here: without it all works, slower
@@ -266,16 +277,16 @@ class Operators:
                 return
             shape = {"context": model.context, "vocab_size": len(model.head), "width": model.width}
             shape |= {"num_heads": model.num_heads, "kv_heads": model.k.size(1) // HEAD_DIM}
-            shape |= {"head_dim": HEAD_DIM, "windows": model.windows, "offsets": model.offsets}
+            shape |= {"head_dim": HEAD_DIM, "windows": model.windows, "has_offset": KEY_OFFSET}
             shape |= {"value_layers": model.value_layers, "front": GATE_CHANNELS}
-            shape |= {"gated_layers": range(DEPTH) if HEAD_GATE else model.value_layers}
+            shape |= {"has_head_gate": HEAD_GATE, "has_documents": DOCUMENT_MASK}
             factors = {"softcap": SOFTCAP, "gain": QK_GAIN}
             ops.install(self, device, ops.Shape(**shape), attention=ATTENTION, **factors)
 
-    def attend_heads(self, qkv, cos, sin, num_heads, opening, value, window, offset):
+    def attend_heads(self, qkv, cos, sin, num_heads, opening, value, window, offset, documents):
         """See split_heads. A faster one may have `window` as a tensor, for this alone to read."""
         heads = self.split_heads(qkv, cos, sin, num_heads, opening, value, offset)
-        return self.attend(*heads, window)
+        return self.attend(*heads, window, documents)
 
     def __str__(self):
         return ", ".join(f"{part} {name}" for part, name in self.names.items())
@@ -293,7 +304,7 @@ def pick_precision(device):
     return torch.bfloat16 if has_fast_bf16 else torch.float32
 
 
-def block(x, y, x0, cos, sin, resid, mix, weights, value, window, offset, ops):
+def block(x, y, x0, cos, sin, resid, mix, weights, value, window, documents, ops):
     """One layer: x, x0 (B, T, C); resid, mix scalars; value (B, T, G D) or None: of each token.
 
     The stream comes and goes as x + y: what the MLP adds is added with the next norm, in one pass.
@@ -305,7 +316,8 @@ def block(x, y, x0, cos, sin, resid, mix, weights, value, window, offset, ops):
     # gates start at exactly 1: their weights are zero
     opening = None if gate is None else F.linear(first, gate)
     heads = F.linear(h, qkv)
-    seen = ops.attend_heads(heads, cos, sin, num_heads, opening, value, window, offset)
+    where = (window, KEY_OFFSET, documents)
+    seen = ops.attend_heads(heads, cos, sin, num_heads, opening, value, *where)
     if head_gate is not None:
         seen = gate_heads(seen, first, head_gate)
     x, h, _ = ops.add_norm(x, F.linear(seen.flatten(2), out))
@@ -326,18 +338,17 @@ def enter(embedded, bigrams, gate):
 class GPT(nn.Module):
     """Decoder-only: pre-norm, no biases, rotary positions, value embeddings, untied head."""
 
-    def __init__(self, vocab_size, context):
+    def __init__(self, vocab_size, context, bos):
         super().__init__()
         L, D, V = DEPTH, HEAD_DIM, vocab_size
         C = math.ceil((WIDTH or 64 * DEPTH) / D) * D
         H = C // D
         G = math.gcd(H, KV_HEADS) if KV_HEADS else H
         self.context, self.num_heads, self.head_dim, self.width = context, H, D, C
+        self.bos = bos  # the token that begins a document
         reach = {"S": round(SHORT_WINDOW * context), "L": round(LONG_WINDOW * context)}
         self.windows = [reach[WINDOW_PATTERN[i % len(WINDOW_PATTERN)]] for i in range(L)]
         self.windows[-1] = reach["L"]
-        offset = {"none": [], "long": [reach["L"]], "all": self.windows}[KEY_OFFSET]
-        self.offsets = [window in offset for window in self.windows]
         self.value_layers = [i for i in range(L) if (L - 1 - i) % VALUE_EVERY == 0]
 
         tables = torch.bfloat16 if TABLES_BF16 else torch.float32
@@ -401,6 +412,7 @@ class GPT(nn.Module):
             rows, empty = bigram_rows(tokens, BIGRAM_ROWS), self.bigrams.new_empty(0, 1, 1)
             bigrams = ops.lookup(rows, self.bigrams, empty)[0].to(dtype)
             gate = self.bigram_gate[0].to(dtype)
+        documents = ops.find_documents(tokens, self.bos) if DOCUMENT_MASK else None
         x0 = self.enter(embedded.to(dtype), bigrams, gate)
         x, *copies = ops.share(x0, 1 + L)
         y = None
@@ -408,8 +420,8 @@ class GPT(nn.Module):
             value, gate = values.get(i, (None, None))
             head_gate = self.head_gate[i].to(dtype) if HEAD_GATE else None
             weights = (*matrices[i], gate, head_gate)
-            shape = (ops.window(self.windows[i]), self.offsets[i], ops)
-            x, y = self.block(x, y, copies[i], cos, sin, resid[i], mix[i], weights, value, *shape)
+            rest = (weights, value, ops.window(self.windows[i]), documents, ops)
+            x, y = self.block(x, y, copies[i], cos, sin, resid[i], mix[i], *rest)
         x = ops.add_norm(x, y)[1]
         if targets is not None:
             return ops.head_loss(x, self.head, targets)
@@ -430,7 +442,7 @@ def build_model(run):
     """The model on run.device, with fresh weights."""
     torch.set_float32_matmul_precision("high")
     with torch.device("meta"):
-        model = GPT(run.vocab_size, run.context)
+        model = GPT(run.vocab_size, run.context, run.bos)
     model.to_empty(device=run.device)
     model.initialize(Operators(run.device, model), pick_precision(run.device))
     return model

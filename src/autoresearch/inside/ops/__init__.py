@@ -21,6 +21,7 @@ import torch
 from autoresearch.inside.ops import ahead, heads, residual, rotary, softcap_ce, table
 from autoresearch.inside.ops import attention as _attention
 from autoresearch.inside.ops import mlp as _mlp
+from autoresearch.inside.ops.documents import find_bounds
 from autoresearch.inside.ops.shape import Shape
 from autoresearch.inside.ops.trial_call import once
 
@@ -34,6 +35,7 @@ class Operators(Protocol):
     attend: Any
     attend_heads: Any
     window: Any
+    find_documents: Any
     add_norm: Any
     share: Any
     mlp: Any
@@ -63,11 +65,13 @@ def install(
         gain: factor on normed queries and keys.
     """
     ahead.compile_all(device, shape, is_scored=not torch.is_grad_enabled())
-    head_dim, windows = shape.head_dim, shape.windows
-    attend, name = _attention.choose(attention, device, head_dim, shape.context, windows)
+    sizes = (shape.head_dim, shape.context, shape.windows, shape.has_documents)
+    attend, name = _attention.choose(attention, device, *sizes)
     operators.names["attend"] = name
     if attend is not None:
         operators.attend = attend
+    if name == "fa4":
+        operators.find_documents = find_bounds
     if torch.cuda.get_device_capability(device) < (8, 0) or not _has_triton():
         return
     operators.head_loss = partial(softcap_ce.head_loss, cap=softcap)
@@ -76,7 +80,7 @@ def install(
         operators.softcap = partial(softcap_ce.softcap, cap=softcap)
     operators.lookup = table.lookup
     operators.names |= {"loss": "triton", "lookup": "triton"}
-    if rotary.is_supported(head_dim):
+    if rotary.is_supported(shape.head_dim):
         operators.split_heads = partial(rotary.split_heads, gain=gain)
         operators.names["rotary"] = "triton"
         if name == "fa4" and heads.ENABLED:

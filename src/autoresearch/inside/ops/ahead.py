@@ -21,7 +21,7 @@ from pathlib import Path
 
 import torch
 
-from autoresearch.inside.ops import attention, mlp, residual, rotary, softcap_ce, table
+from autoresearch.inside.ops import fa4, mlp, residual, rotary, softcap_ce, table
 from autoresearch.inside.ops.shape import Shape
 from autoresearch.system.procs import die_with_parent
 
@@ -69,9 +69,10 @@ def list_calls(device: torch.device, shape: Shape, is_scored: bool) -> list[Call
     calls: list[Callable[[], object]] = []
     sizes = (device, shape.head_dim, shape.context)
     for window in {min(shape.windows), max(shape.windows)}:
-        calls.append(partial(attention.try_forward, *sizes, window))
+        reach = (window, shape.has_documents)
+        calls.append(partial(fa4.try_forward, *sizes, *reach))
         if not is_scored:
-            calls.append(partial(attention.try_backward, *sizes, window))
+            calls.append(partial(fa4.try_backward, *sizes, *reach))
     calls.append(partial(mlp.try_up, "quack", device))
     if is_scored:
         calls.append(partial(softcap_ce.try_out, device))
@@ -82,8 +83,8 @@ def list_calls(device: torch.device, shape: Shape, is_scored: bool) -> list[Call
         calls.append(partial(residual.try_sum, device, shape))
     for kind in residual.list_kinds(shape):
         calls.append(partial(residual.try_kind, device, shape.width, kind))
-    for form in shape.forms:
-        calls.append(partial(rotary.call_kernels, device, shape, form, is_scored=is_scored))
+    for has_value in shape.has_value:
+        calls.append(partial(rotary.call_kernels, device, shape, has_value, is_scored))
     return calls
 
 

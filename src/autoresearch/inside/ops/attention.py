@@ -3,7 +3,9 @@
 The ladder, best first: FlashAttention 4 (Hopper, Blackwell), FlashAttention 3 through the `kernels`
 package (Hopper; asks the Hugging Face hub), cuDNN where everything is seen and FlexAttention where
 a window cuts, SDPA with a mask. All take q (B, T, H, D), k and v (B, T, G, D) and `window`, the
-tokens that a query sees besides itself, and give (B, T, H, D). `attend_twin` is the definition.
+tokens that a query sees besides itself, and give (B, T, H, D). With `documents` a window over the
+whole context keeps to the query's own document; FlashAttention 4 is told them as bounds, SDPA as a
+number a token, the others leave them to SDPA. `attend_twin` is the definition.
 """
 
 from __future__ import annotations
@@ -13,37 +15,62 @@ import importlib.util
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from autoresearch.inside.ops import fa4
+from autoresearch.inside.ops.documents import count_documents, find_bounds
 from autoresearch.inside.ops.trial_call import compare, once
 
-Attend = Callable[[Tensor, Tensor, Tensor, int], Tensor]
+Attend = Callable[..., Tensor]  # q, k, v, window and, if wanted, documents
 
 FA3_REPOSITORY = "kernels-community/flash-attn3"
 FA3_REVISION = "9542c462013476380ce4b395b9ddc0e8118161ee"
 
 
-def attend_twin(q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
-    """The definition, with the whole matrix of scores, in the precision of its inputs."""
+def see(T: int, window: int, documents: Tensor | None, device: torch.device) -> Tensor:
+    """Which keys (last) a query (last but one) sees: (T, T), or (B, 1, T, T) by documents."""
+    back = torch.arange(T, device=device)[:, None] - torch.arange(T, device=device)
+    seen = (back >= 0) & (back <= window)
+    if documents is None or window < T - 1:
+        return seen
+    return seen & (documents[:, None, :, None] == documents[:, None, None])
+
+
+def attend_twin(
+    q: Tensor, k: Tensor, v: Tensor, window: int, documents: Tensor | None = None
+) -> Tensor:
+    """The definition, with the whole matrix of scores, in the precision of its inputs.
+
+    Args:
+        q: (B, T, H, D).
+        k: (B, T, G, D).
+        v: likewise.
+        window: how many tokens before its own a query sees.
+        documents: (B, T) as of count_documents, or None.
+    """
     T, H, G, D = q.size(1), q.size(2), k.size(2), q.size(3)
     k, v = k.repeat_interleave(H // G, dim=2), v.repeat_interleave(H // G, dim=2)
-    back = torch.arange(T, device=q.device)[:, None] - torch.arange(T, device=q.device)
     scores = torch.einsum("bqhd,bkhd->bhqk", q, k) / math.sqrt(D)
-    scores = scores.masked_fill((back < 0) | (back > window), -math.inf)
+    scores = scores.masked_fill(~see(T, window, documents, q.device), -math.inf)
     return torch.einsum("bhqk,bkhd->bqhd", scores.softmax(-1), v)
 
 
 def choose(
-    name: str, device: torch.device, head_dim: int, context: int, windows: Sequence[int]
+    name: str,
+    device: torch.device,
+    head_dim: int,
+    context: int,
+    windows: Sequence[int],
+    has_documents: bool = False,
 ) -> tuple[Attend | None, str]:
     """The rung called `name`, or for "auto" the first that works here; None stands for plain SDPA.
 
     A rung works if its library can be imported and a small forward pass agrees with the twin.
     """
+    sizes = (device, head_dim, context, sorted(set(windows)))
     rungs: dict[str, Callable[[], Attend]] = {
         "fa4": lambda: _make_fa4(device),
         "fa3": lambda: _make_fa3(device),
@@ -59,8 +86,9 @@ def choose(
             break
         try:
             attend = rungs[rung]()
-            what = f"{rung} {head_dim} {context} {sorted(set(windows))}"
-            once(what, device, partial(_try, attend, device, head_dim, context, windows))
+            find = find_bounds if rung == "fa4" else count_documents
+            trial = partial(_try, attend, find if has_documents else None, *sizes)
+            once(f"{rung} {sizes[1:]} {has_documents}", device, trial)
         except Exception as error:  # noqa: BLE001 - whatever a library throws, the next rung is tried
             reasons.append(f"{rung}: {type(error).__name__}: {error}".splitlines()[0][:120])
             continue
@@ -74,121 +102,31 @@ def _describe(rung: str, reasons: list[str]) -> str:
 
 @torch.no_grad()
 def _try(
-    attend: Attend, device: torch.device, head_dim: int, context: int, windows: Sequence[int]
+    attend: Attend,
+    find: Callable[[Tensor, int], Tensor] | None,
+    device: torch.device,
+    head_dim: int,
+    context: int,
+    windows: Sequence[int],
 ) -> None:
     """A forward pass for every window; raises if the result is not the twin's."""
-    q, k, v = _sample(device, head_dim, context)
-    for window in sorted(set(windows)):
-        wanted = attend_twin(q.float(), k.float(), v.float(), window)
-        compare([(attend(q, k, v, window), wanted)], f"window {window}: ")
+    q, k, v = fa4.sample(device, head_dim, context)
+    tokens = torch.arange(context, device=device)[None]  # the hundredth begins a document
+    told = [] if find is None else [find(tokens, 100)]
+    documents = None if find is None else count_documents(tokens, 100)
+    for window in windows:
+        wanted = attend_twin(q.float(), k.float(), v.float(), window, documents)
+        compare([(attend(q, k, v, window, *told), wanted)], f"window {window}: ")
 
 
-def _sample(device: torch.device, head_dim: int, context: int) -> Tensor:
-    """One row of queries, keys and values, (3, 1, T, 2, D)."""
-    generator = torch.Generator(device).manual_seed(0)
-    shape = (3, 1, context, 2, head_dim)
-    return torch.randn(shape, generator=generator, device=device, dtype=torch.bfloat16)
-
-
-# FlashAttention 4. Its autograd.Function cannot be traced: its two halves become operators of ours.
+# The rungs
 
 
 def _make_fa4(device: torch.device) -> Attend:
     if torch.cuda.get_device_capability(device)[0] not in (9, 10, 11):
         raise ImportError("needs Hopper or Blackwell")
     importlib.import_module("flash_attn.cute.interface")
-    return attend_fa4
-
-
-def attend_fa4(q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
-    """FlashAttention 4; a window that reaches the first token is plain causal attention."""
-    out: Tensor = fa4_forward(q, k, v, window if window < q.size(1) - 1 else -1)[0]
-    return out
-
-
-@torch.library.custom_op("autoresearch::fa4_forward", mutates_args=())
-def fa4_forward(q: Tensor, k: Tensor, v: Tensor, window: int) -> tuple[Tensor, Tensor]:
-    """Output (B, T, H, D) and log-sum-exp (B, H, T); window -1 sees everything before."""
-    return run_fa4(q, k, v, window)
-
-
-def run_fa4(q: Tensor, k: Tensor, v: Tensor, window: int) -> tuple[Tensor, Tensor]:
-    """The library's forward; each head of q, k and v has its channels side by side."""
-    interface = importlib.import_module("flash_attn.cute.interface")
-    left = None if window < 0 else window
-    options = {"causal": True, "window_size_left": left, "return_lse": True}
-    out, lse, *_ = interface._flash_attn_fwd(q, k, v, **options)
-    return out, lse
-
-
-@fa4_forward.register_fake
-def _(q: Tensor, k: Tensor, v: Tensor, window: int) -> tuple[Tensor, Tensor]:
-    B, T, H, _ = q.shape
-    return q.new_empty(q.shape), q.new_empty((B, H, T), dtype=torch.float32)
-
-
-@torch.library.custom_op("autoresearch::fa4_backward", mutates_args=())
-def fa4_backward(
-    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, window: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of q, k and v."""
-    return run_fa4_backward(grad, q, k, v, out, lse, window)
-
-
-def run_fa4_backward(
-    grad: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    out: Tensor,
-    lse: Tensor,
-    window: int,
-    **places: Tensor,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The library's backward; `places`: dq, dk or dv, where they shall be written."""
-    interface = importlib.import_module("flash_attn.cute.interface")
-    left = None if window < 0 else window
-    grad = grad.contiguous()
-    dq, dk, dv, *_ = interface._flash_attn_bwd(
-        q, k, v, out, grad, lse, None, True, 0.0, window_size_left=left, **places
-    )
-    return dq, dk, dv
-
-
-def try_forward(device: torch.device, head_dim: int, context: int, window: int) -> None:
-    """FlashAttention 4 once, for what it compiles."""
-    q, k, v = _sample(device, head_dim, context)
-    attend_fa4(q, k, v, window)
-
-
-def try_backward(device: torch.device, head_dim: int, context: int, window: int) -> None:
-    """Its way back, from a forward pass that nobody made."""
-    q, k, v = _sample(device, head_dim, context)
-    lse = torch.zeros((1, 2, context), device=device)
-    run_fa4_backward(q, q, k, v, q, lse, window if window < context - 1 else -1)
-
-
-@fa4_backward.register_fake
-def _(
-    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, window: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
-
-
-def _fa4_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    q, k, v, ctx.window = inputs
-    ctx.save_for_backward(q, k, v, *output)
-    ctx.set_materialize_grads(False)
-
-
-def _fa4_gradient(ctx: Any, grad: Tensor, _grad_lse: Tensor | None) -> tuple[Tensor | None, ...]:
-    return (*fa4_backward(grad, *ctx.saved_tensors, ctx.window), None)
-
-
-fa4_forward.register_autograd(_fa4_gradient, setup_context=_fa4_setup)
-
-
-# The other rungs
+    return fa4.attend
 
 
 def _make_fa3(device: torch.device) -> Attend:
@@ -197,7 +135,11 @@ def _make_fa3(device: torch.device) -> Attend:
     kernel = importlib.import_module("kernels").get_kernel(FA3_REPOSITORY, revision=FA3_REVISION)
     interface = kernel.flash_attn_interface
 
-    def attend_fa3(q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
+    def attend_fa3(
+        q: Tensor, k: Tensor, v: Tensor, window: int, documents: Tensor | None = None
+    ) -> Tensor:
+        if documents is not None and window >= q.size(1) - 1:
+            return attend_sdpa(q, k, v, window, documents)
         out = interface.flash_attn_func(q, k, v, causal=True, window_size=(window, 0))
         return out if isinstance(out, Tensor) else out[0]
 
@@ -218,23 +160,28 @@ def attend_cudnn(q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
     return out.transpose(1, 2)
 
 
-def attend_sdpa(q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
-    """torch's own choice, with a mask if there is a window."""
+def attend_sdpa(
+    q: Tensor, k: Tensor, v: Tensor, window: int, documents: Tensor | None = None
+) -> Tensor:
+    """torch's own choice, with a mask if there is a window or documents are told."""
     T = q.size(1)
     q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
     is_shared = k.size(1) < q.size(1)
-    if window >= T - 1:
+    if window >= T - 1 and documents is None:
         out = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=is_shared)
     else:
-        back = torch.arange(T, device=q.device)[:, None] - torch.arange(T, device=q.device)
-        mask = (back >= 0) & (back <= window)
+        mask = see(T, window, documents, q.device)
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=is_shared)
     return out.transpose(1, 2)
 
 
-def attend_cudnn_or_sdpa(q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
+def attend_cudnn_or_sdpa(
+    q: Tensor, k: Tensor, v: Tensor, window: int, documents: Tensor | None = None
+) -> Tensor:
     """cuDNN where it can, torch's choice with a mask elsewhere."""
-    return (attend_cudnn if window >= q.size(1) - 1 else attend_sdpa)(q, k, v, window)
+    if documents is None and window >= q.size(1) - 1:
+        return attend_cudnn(q, k, v, window)
+    return attend_sdpa(q, k, v, window, documents)
 
 
 class FlexAttend:
@@ -264,12 +211,15 @@ class FlexAttend:
         }
         self._context = context
 
-    def __call__(self, q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
+    def __call__(
+        self, q: Tensor, k: Tensor, v: Tensor, window: int, documents: Tensor | None = None
+    ) -> Tensor:
         """As the other rungs."""
-        if self._full is not None and window >= q.size(1) - 1:
+        is_whole = window >= q.size(1) - 1
+        if q.size(1) != self._context or (is_whole and documents is not None):
+            return attend_sdpa(q, k, v, window, documents)
+        if self._full is not None and is_whole:
             return self._full(q, k, v, window)
-        if q.size(1) != self._context:
-            return attend_sdpa(q, k, v, window)
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
         mask = self._masks[window]
         out: Tensor = self._flex(q, k, v, block_mask=mask, enable_gqa=k.size(1) < q.size(1))

@@ -6,7 +6,8 @@ apart, their gradient in place. Against the two operators this saves four passes
 a plain layer (reading and writing, both ways), and one in a layer with an embedding.
 
 The window may be a 0-d tensor on the CPU, where reading it makes nobody wait: a block compiled for
-one window then serves all. CUDA graphs would keep the first; the operators say so.
+one window then serves all. CUDA graphs would keep the first; the operators say so. For the same
+reason all layers are told the bounds of documents, and those with a short window look past them.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from autoresearch.inside.ops import attention, rotary
+from autoresearch.inside.ops import attention, fa4, rotary
+from autoresearch.inside.ops.documents import count_documents, find_bounds
 from autoresearch.inside.ops.shape import Shape
 from autoresearch.inside.ops.trial_call import both_ways, compare
 
@@ -34,11 +36,12 @@ def attend_heads_twin(
     value: Tensor | None,
     window: int,
     offset: bool,
+    documents: Tensor | None,
     gain: float,
 ) -> Tensor:
     """The definition: qkv (B, T, (H + 2 G) D) -> (B, T, H, D); the rest as in the two modules."""
     heads = rotary.split_heads_twin(qkv, cos, sin, num_heads, opening, value, offset, gain)
-    return attention.attend_twin(*heads, window)
+    return attention.attend_twin(*heads, window, documents)
 
 
 def attend_heads(
@@ -50,11 +53,12 @@ def attend_heads(
     value: Tensor | None,
     window: int | Tensor,
     offset: bool,
+    bounds: Tensor | None,
     gain: float,
 ) -> Tensor:
-    """As the twin; the window may be a tensor, see above."""
+    """As the twin, but documents are told by their bounds, and the window may be a tensor."""
     windows = (window, 0) if isinstance(window, Tensor) else (None, window)
-    rest = (opening, value, num_heads, offset, gain)
+    rest = (opening, value, bounds, num_heads, offset, gain)
     out: Tensor = heads_forward(qkv, cos, sin, *rest, *windows)[0]
     return out
 
@@ -73,6 +77,7 @@ def heads_forward(
     sin: Tensor,
     opening: Tensor | None,
     value: Tensor | None,
+    bounds: Tensor | None,
     num_heads: int,
     offset: bool,
     gain: float,
@@ -89,7 +94,7 @@ def heads_forward(
         qkv, cos, sin, opening, value, num_heads, offset, gain, writes_values=has_value
     )
     values = v if has_value else _values(qkv, k)
-    out, lse = attention.run_fa4(q, k, values, _reach(window, known, qkv))
+    out, lse = fa4.run(q, k, values, _reach(window, known, qkv), bounds)
     return out, lse, q, k, v
 
 
@@ -112,6 +117,7 @@ def _(
     sin: Tensor,
     opening: Tensor | None,
     value: Tensor | None,
+    bounds: Tensor | None,
     num_heads: int,
     offset: bool,
     gain: float,
@@ -140,6 +146,7 @@ def heads_backward(
     sin: Tensor,
     opening: Tensor | None,
     value: Tensor | None,
+    bounds: Tensor | None,
     offset: bool,
     gain: float,
     window: Tensor | None,
@@ -150,7 +157,7 @@ def heads_backward(
     values = v if value is not None else _values(qkv, k)
     place = _values(dqkv, k)
     reach = _reach(window, known, qkv)
-    dq, dk, _ = attention.run_fa4_backward(grad, q, k, values, out, lse, reach, dv=place)
+    dq, dk, _ = fa4.run_backward(grad, q, k, values, out, lse, reach, bounds, place)
     rest = (opening, value, offset, gain)
     extra = rotary.launch_backward(dq, dk, None, qkv, cos, sin, *rest, dqkv)
     return dqkv, *extra
@@ -169,6 +176,7 @@ def _(
     sin: Tensor,
     opening: Tensor | None,
     value: Tensor | None,
+    bounds: Tensor | None,
     offset: bool,
     gain: float,
     window: Tensor | None,
@@ -180,8 +188,8 @@ def _(
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    qkv, cos, sin, opening, value, _, ctx.offset, ctx.gain, window, ctx.known = inputs
-    ctx.save_for_backward(*output, qkv, cos, sin, opening, value, window)
+    *tensors, _, ctx.offset, ctx.gain, window, ctx.known = inputs
+    ctx.save_for_backward(*output, *tensors, window)
     ctx.set_materialize_grads(False)
 
 
@@ -189,31 +197,42 @@ def _gradient(ctx: Any, grad: Tensor, *_: Tensor | None) -> tuple[Tensor | None,
     *kept, window = ctx.saved_tensors
     rest = (ctx.offset, ctx.gain, window, ctx.known)
     dqkv, dopening, dvalue = heads_backward(grad, *kept, *rest)
-    extra = (dopening, dvalue) if kept[-1] is not None else (None, None)
-    return dqkv, None, None, *extra, None, None, None, None, None
+    extra = (dopening, dvalue) if kept[-2] is not None else (None, None)
+    return dqkv, None, None, *extra, *(6 * [None])
 
 
 heads_forward.register_autograd(_gradient, setup_context=_setup)
 
 
 def try_out(device: torch.device, shape: Shape) -> None:
-    """Both ways on a small input, with a value embedding and without; raises if not the twin's."""
+    """Both ways on a small input, in all forms that a model has; raises if not the twin's."""
     generator = torch.Generator(device).manual_seed(0)
     options: dict[str, Any] = {"device": device, "dtype": torch.bfloat16, "generator": generator}
     B, T, H, G, D = 1, 256, shape.num_heads, shape.kv_heads, shape.head_dim
-    window = min(shape.windows)
+    told: list[tuple[int, Tensor | None]] = [(min(shape.windows), None)]
+    if shape.has_documents:  # tokens are their own numbers here, the hundredth begins a document
+        told.append((T, torch.arange(T, device=device)[None]))
     angles = torch.randn((T, 1, D // 2), device=device, generator=generator)
     cos, sin = angles.cos().bfloat16(), angles.sin().bfloat16()
 
-    def attended(function: Any, qkv: Tensor, *mix: Tensor, offset: bool) -> list[Tensor]:
+    def attended(function: Any, find: Any, qkv: Tensor, *mix: Tensor) -> list[Tensor]:
         opening, value = mix or (None, None)
         turns = (cos.to(qkv.dtype), sin.to(qkv.dtype))
-        return [function(qkv, *turns, H, opening, value, window, offset, 1.5)]
+        return [
+            function(
+                *(qkv, *turns, H, opening, value, window, shape.has_offset),
+                None if tokens is None else find(tokens, 100),
+                1.5,
+            )
+            for window, tokens in told
+        ]
 
     sizes = ((B, T, (H + 2 * G) * D), (B, T, G), (B, T, G * D))
-    for has_value, offset in shape.forms:
+    for has_value in shape.has_value:
         inputs = [torch.randn(size, **options) for size in sizes[: 3 if has_value else 1]]
-        grads, exact = [torch.randn((B, T, H, D), **options)], [t.float() for t in inputs]
-        results = both_ways(partial(attended, attend_heads, offset=offset), inputs, grads)
-        wanted = both_ways(partial(attended, attend_heads_twin, offset=offset), exact, grads)
+        grads = [torch.randn((B, T, H, D), **options) for _ in told]
+        exact = [t.float() for t in inputs]
+        fast = partial(attended, attend_heads, find_bounds)
+        plain = partial(attended, attend_heads_twin, count_documents)
+        results, wanted = both_ways(fast, inputs, grads), both_ways(plain, exact, grads)
         compare(zip(results, wanted, strict=True))

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from autoresearch.inside.ops.shape import Form, Shape
+from autoresearch.inside.ops.shape import Shape
 
 HEAD_DIMS = (32, 64, 128, 256)  # that the kernels can do; none: plain torch everywhere
 ROWS, WARPS = 16, 4  # tokens and warps a program, forward
@@ -185,10 +185,10 @@ def launch_backward(
     return dopening, dvalue
 
 
-def call_kernels(device: torch.device, shape: Shape, form: Form, *, is_scored: bool) -> None:
+def call_kernels(device: torch.device, shape: Shape, has_value: bool, is_scored: bool) -> None:
     """Forward and, unless only scored, backward on a small input, as heads.py calls them."""
-    has_value, offset = form
     T, H, G, D = 64, shape.num_heads, shape.kv_heads, shape.head_dim
+    offset = shape.has_offset
     like = torch.zeros((1, T, (H + 2 * G) * D), device=device, dtype=torch.bfloat16)
     cos = like.new_zeros((T, 1, D // 2))
     mix: tuple[Tensor | None, Tensor | None] = (None, None)

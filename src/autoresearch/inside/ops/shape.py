@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
-Form = tuple[bool, bool]  # of a layer's heads: with a value embedding, with an offset
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shape:
@@ -20,10 +18,11 @@ class Shape:
         kv_heads: heads of keys and values.
         head_dim: channels of a head.
         windows: how far back each layer sees, tokens.
-        offsets: whether half of its keys are those of the token before, for each layer.
-        value_layers: layers with a value embedding.
-        gated_layers: layers with a gate.
+        has_offset: whether half of each key is that of the token before.
+        value_layers: layers with a value embedding, which has a gate.
+        has_head_gate: whether all layers have gates on heads.
         front: channels that gates look at.
+        has_documents: whether layers that see all of the context keep to their document.
     """
 
     context: int
@@ -33,10 +32,11 @@ class Shape:
     kv_heads: int
     head_dim: int
     windows: Sequence[int]
-    offsets: Sequence[bool]
+    has_offset: bool
     value_layers: Collection[int]
-    gated_layers: Collection[int]
+    has_head_gate: bool
     front: int
+    has_documents: bool
 
     @property
     def num_layers(self) -> int:
@@ -44,11 +44,12 @@ class Shape:
         return len(self.windows)
 
     @property
-    def forms(self) -> list[Form]:
-        """How heads are split, each way once."""
-        return sorted({(i in self.value_layers, self.offsets[i]) for i in range(self.num_layers)})
+    def has_value(self) -> list[bool]:
+        """Whether layers have a value embedding, each answer once."""
+        return sorted({i in self.value_layers for i in range(self.num_layers)})
 
     @property
     def fronts(self) -> list[int]:
         """Channels that gates look at, for each layer."""
-        return [self.front if i in self.gated_layers else 0 for i in range(self.num_layers)]
+        gated = range(self.num_layers) if self.has_head_gate else self.value_layers
+        return [self.front if i in gated else 0 for i in range(self.num_layers)]

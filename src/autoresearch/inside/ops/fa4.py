@@ -1,0 +1,159 @@
+"""FlashAttention 4 as torch operators: its own autograd.Function cannot be traced.
+
+q is (B, T, H, D), k and v (B, T, G, D), bounds as of documents.py or None. Window -1 sees all that
+came before, with bounds no further back than the query's own document.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from autoresearch.inside.ops.documents import find_bounds
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, window: int, bounds: Tensor | None = None) -> Tensor:
+    """FlashAttention 4; a window that reaches the first token is plain causal attention."""
+    out: Tensor = fa4_forward(q, k, v, window if window < q.size(1) - 1 else -1, bounds)[0]
+    return out
+
+
+@torch.library.custom_op("autoresearch::fa4_forward", mutates_args=())
+def fa4_forward(
+    q: Tensor, k: Tensor, v: Tensor, window: int, bounds: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Output (B, T, H, D) and log-sum-exp (B, H, T); window -1 sees everything before."""
+    return run(q, k, v, window, bounds)
+
+
+def run(
+    q: Tensor, k: Tensor, v: Tensor, window: int, bounds: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """The library's forward; each head of q, k and v has its channels side by side.
+
+    With bounds and window -1 it is told all rows as one, cut there; the log-sum-exp has the shape
+    (B, H, T) then too, but another order.
+    """
+    interface = importlib.import_module("flash_attn.cute.interface")
+    options: dict[str, Any] = {"causal": True, "return_lse": True}
+    if bounds is None or window >= 0:
+        left = None if window < 0 else window
+        out, lse, *_ = interface._flash_attn_fwd(q, k, v, window_size_left=left, **options)
+        return out, lse
+    B, T, H, _ = q.shape
+    options |= _cut(bounds, T)
+    out, lse, *_ = interface._flash_attn_fwd(*(x.flatten(0, 1) for x in (q, k, v)), **options)
+    return out.unflatten(0, (B, T)), lse.view(B, H, T)
+
+
+def _cut(bounds: Tensor, longest: int) -> dict[str, Any]:
+    """How the library is told of documents."""
+    ends = {"cu_seqlens_q": bounds, "cu_seqlens_k": bounds}
+    return {**ends, "max_seqlen_q": longest, "max_seqlen_k": longest}
+
+
+@fa4_forward.register_fake
+def _(q: Tensor, k: Tensor, v: Tensor, window: int, bounds: Tensor | None) -> tuple[Tensor, Tensor]:
+    B, T, H, _ = q.shape
+    return q.new_empty(q.shape), q.new_empty((B, H, T), dtype=torch.float32)
+
+
+@torch.library.custom_op("autoresearch::fa4_backward", mutates_args=())
+def fa4_backward(
+    grad: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    window: int,
+    bounds: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of q, k and v."""
+    return run_backward(grad, q, k, v, out, lse, window, bounds)
+
+
+def run_backward(
+    grad: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    window: int,
+    bounds: Tensor | None = None,
+    dv: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The library's backward; dv is where the gradient of the values shall be written."""
+    interface = importlib.import_module("flash_attn.cute.interface")
+    given, options = (q, k, v, out, grad.contiguous()), {"causal": True, "dv": dv}
+    if bounds is None or window >= 0:
+        left = None if window < 0 else window
+        dq, dk, dv, *_ = interface._flash_attn_bwd(*given, lse, window_size_left=left, **options)
+        return dq, dk, dv
+    B, T, H, _ = q.shape
+    options |= _cut(bounds, T) | {"dv": None if dv is None else dv.flatten(0, 1)}
+    flat = (x.flatten(0, 1) for x in given)
+    grads = interface._flash_attn_bwd(*flat, lse.view(H, B * T), **options)
+    dq, dk, dv = (x.unflatten(0, (B, T)) for x in grads[:3])
+    return dq, dk, dv
+
+
+def sample(device: torch.device, head_dim: int, context: int) -> Tensor:
+    """One row of queries, keys and values, (3, 1, T, 2, D)."""
+    generator = torch.Generator(device).manual_seed(0)
+    shape = (3, 1, context, 2, head_dim)
+    return torch.randn(shape, generator=generator, device=device, dtype=torch.bfloat16)
+
+
+def try_forward(
+    device: torch.device, head_dim: int, context: int, window: int, has_documents: bool
+) -> None:
+    """FlashAttention 4 once, for what it compiles."""
+    q, k, v = sample(device, head_dim, context)
+    attend(q, k, v, window, _one_document(device, context) if has_documents else None)
+
+
+def try_backward(
+    device: torch.device, head_dim: int, context: int, window: int, has_documents: bool
+) -> None:
+    """Its way back, from a forward pass that nobody made."""
+    q, k, v = sample(device, head_dim, context)
+    lse = torch.zeros((1, 2, context), device=device)
+    bounds = _one_document(device, context) if has_documents else None
+    run_backward(q, q, k, v, q, lse, window if window < context - 1 else -1, bounds)
+
+
+def _one_document(device: torch.device, context: int) -> Tensor:
+    return find_bounds(torch.arange(context, device=device)[None], context)
+
+
+@fa4_backward.register_fake
+def _(
+    grad: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    window: int,
+    bounds: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
+
+
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    q, k, v, ctx.window, bounds = inputs
+    ctx.save_for_backward(q, k, v, *output, bounds)
+    ctx.set_materialize_grads(False)
+
+
+def _gradient(ctx: Any, grad: Tensor, _grad_lse: Tensor | None) -> tuple[Tensor | None, ...]:
+    *kept, bounds = ctx.saved_tensors
+    return (*fa4_backward(grad, *kept, ctx.window, bounds), None, None)
+
+
+fa4_forward.register_autograd(_gradient, setup_context=_setup)
