@@ -22,6 +22,7 @@ _INTERPRETED = """
 import torch
 import torch.nn.functional as F
 from autoresearch.inside.ops import attention, fa4, heads, mlp, residual, rotary, softcap_ce, table
+from autoresearch.inside.ops.documents import count_documents, find_bounds
 from autoresearch.inside.ops.shape import Shape
 
 torch.manual_seed(0)
@@ -107,21 +108,29 @@ loss = sum((user * weight).sum() for user, weight in zip(users, weights))  # one
 torch.testing.assert_close(torch.autograd.grad(loss, x)[0], weights.sum(0))
 
 
-def wide(q, k, window):
-    back = torch.arange(q.size(1))[:, None] - torch.arange(q.size(1))
+def seen(q, window, bounds):  # as FlashAttention takes windows and documents
+    B, T = q.shape[:2]
+    documents = None
+    if bounds is not None and window < 0:
+        documents = torch.searchsorted(bounds, torch.arange(B * T), right=True).view(B, T)
+    return attention.visible(T, T if window < 0 else window, documents, q.device)
+
+
+def wide(q, k, window, bounds):
     k = k.repeat_interleave(q.size(2) // k.size(2), dim=2).float()
     scores = torch.einsum("bqhd,bkhd->bhqk", q.float(), k) / q.size(3) ** 0.5
-    return scores.masked_fill((back < 0) | (back > window), -torch.inf).softmax(-1), k
+    return scores.masked_fill(~seen(q, window, bounds), -torch.inf).softmax(-1), k
 
 
 def run(q, k, v, window, bounds):
-    out = attention.attend_twin(q.float(), k.float(), v.float(), window).to(q.dtype)
+    v = v.repeat_interleave(q.size(2) // k.size(2), dim=2).float()
+    out = torch.einsum("bhqk,bkhd->bqhd", wide(q, k, window, bounds)[0], v).to(q.dtype)
     return out.contiguous(), torch.zeros(q.size(0), q.size(2), q.size(1))
 
 
 def run_backward(grad, q, k, v, out, lse, window, bounds, dv):
     shared, grad = q.size(2) // k.size(2), grad.float()
-    P, keys = wide(q, k, window)
+    P, keys = wide(q, k, window, bounds)
     values = v.repeat_interleave(shared, dim=2).float()
     dP = torch.einsum("bqhd,bkhd->bhqk", grad, values)
     dS = P * (dP - (dP * P).sum(-1, keepdim=True)) / q.size(3) ** 0.5
@@ -140,15 +149,23 @@ for has_value, offset, G, dtype, bound in (
 ):
     cos, sin, inputs, exact, rest, others = heads_case(2, has_value, G, dtype)
     turns = (cos.double(), sin.double())
-    out = heads.attend_heads(inputs[0], cos, sin, 4, *rest, 9, offset, None, 1.3)
-    goal = heads.attend_heads_twin(exact[0], *turns, 4, *others, 9, offset, None, 1.3)
-    grad = torch.randn(out.shape).to(dtype)
-    got = [out, *torch.autograd.grad(out, inputs, grad)]
-    wanted = [goal, *torch.autograd.grad(goal, exact, grad.double())]
-    for a, b in zip(got, wanted, strict=True):
-        assert (a.double() - b).norm() / b.norm() < bound
-    for windows in ((torch.tensor(9), 0), (None, 9)):
-        arguments = (inputs[0], cos, sin, *rest, None, 4, offset, 1.3, *windows)
+    tokens = torch.arange(42).view(2, 21) % 15
+    bounds, documents = find_bounds(tokens, 3), count_documents(tokens, 3)
+    outs = {}
+    for window, ends, numbers in ((9, None, None), (20, None, None), (20, bounds, documents)):
+        out = heads.attend_heads(inputs[0], cos, sin, 4, *rest, window, offset, ends, 1.3)
+        goal = heads.attend_heads_twin(exact[0], *turns, 4, *others, window, offset, numbers, 1.3)
+        grad = torch.randn(out.shape).to(dtype)
+        got = [out, *torch.autograd.grad(out, inputs, grad)]
+        wanted = [goal, *torch.autograd.grad(goal, exact, grad.double())]
+        for a, b in zip(got, wanted, strict=True):
+            assert (a.double() - b).norm() / b.norm() < bound
+        outs[window, ends is None] = out
+    assert not torch.allclose(outs[20, True], outs[20, False])
+    short = heads.attend_heads(inputs[0], cos, sin, 4, *rest, 9, offset, bounds, 1.3)
+    assert torch.equal(short, outs[9, True])  # documents are for whole windows
+    for bounds_or_not, *windows in ((None, torch.tensor(9), 0), (bounds, None, 20)):
+        arguments = (inputs[0], cos, sin, *rest, bounds_or_not, 4, offset, 1.3, *windows)
         torch.library.opcheck(heads.heads_forward, arguments, test_utils=utilities)
 
     def attended(qkv, window, rest=rest, turns=(cos, sin), offset=offset):
@@ -170,6 +187,11 @@ for has_value, offset, G, dtype, bound in (
     whole = torch.compile(whole, backend="aot_eager", fullgraph=True, dynamic=False)
     for graph in (compiled, whole):
         assert torch.equal(graph(inputs[0], 9), attended(inputs[0], 9))
+
+for has_documents, window in ((False, 16), (True, 16), (True, 64)):
+    layers = {"windows": [window, 64], "has_offset": True, "value_layers": [1], "front": 8}
+    shape = Shape(**sizes, **layers, has_head_gate=False, has_documents=has_documents)
+    heads.try_out(torch.device("cpu"), shape)
 
 tokens, grad = torch.randint(0, 20, (210,)), torch.randn(210, 200)
 ids, order = tokens.int().sort()

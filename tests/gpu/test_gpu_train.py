@@ -33,7 +33,8 @@ def load() -> ModuleType:
 
 def steps(train: ModuleType, is_compiled: bool) -> list[float]:
     """Losses of ten steps on rows that can be learned."""
-    run: Any = SimpleNamespace(device=torch.device("cuda"), vocab_size=VOCAB, context=CONTEXT)
+    given = {"vocab_size": VOCAB, "context": CONTEXT, "bos": 0}
+    run: Any = SimpleNamespace(device=torch.device("cuda"), **given)
     torch.manual_seed(0)
     model = train.build_model(run)
     optimizer = train.make_optimizer(model)
@@ -45,12 +46,13 @@ def steps(train: ModuleType, is_compiled: bool) -> list[float]:
     return [train.train_step(model, optimizer, rows, 8, 2).item() for _ in range(10)]
 
 
-def test_kernels_and_compilation_change_nothing_but_rounding() -> None:
+@pytest.mark.parametrize("has_documents", [False, True])
+def test_kernels_and_compilation_change_nothing_but_rounding(has_documents: bool) -> None:
     """Plain and eager, plain and compiled, fast and compiled: the same losses within bfloat16."""
     results = []
     for kernels, is_compiled in ((False, False), (False, True), (True, True)):
         train = load()
-        train.KERNELS = kernels
+        train.KERNELS, train.DOCUMENT_MASK = kernels, has_documents
         results.append(torch.tensor(steps(train, is_compiled)))
         gc.collect()
     assert results[0][-1] < results[0][0] - 0.5

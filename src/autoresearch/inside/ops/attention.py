@@ -30,7 +30,7 @@ FA3_REPOSITORY = "kernels-community/flash-attn3"
 FA3_REVISION = "9542c462013476380ce4b395b9ddc0e8118161ee"
 
 
-def see(T: int, window: int, documents: Tensor | None, device: torch.device) -> Tensor:
+def visible(T: int, window: int, documents: Tensor | None, device: torch.device) -> Tensor:
     """Which keys (last) a query (last but one) sees: (T, T), or (B, 1, T, T) by documents."""
     back = torch.arange(T, device=device)[:, None] - torch.arange(T, device=device)
     seen = (back >= 0) & (back <= window)
@@ -54,7 +54,7 @@ def attend_twin(
     T, H, G, D = q.size(1), q.size(2), k.size(2), q.size(3)
     k, v = k.repeat_interleave(H // G, dim=2), v.repeat_interleave(H // G, dim=2)
     scores = torch.einsum("bqhd,bkhd->bhqk", q, k) / math.sqrt(D)
-    scores = scores.masked_fill(~see(T, window, documents, q.device), -math.inf)
+    scores = scores.masked_fill(~visible(T, window, documents, q.device), -math.inf)
     return torch.einsum("bhqk,bkhd->bqhd", scores.softmax(-1), v)
 
 
@@ -170,7 +170,7 @@ def attend_sdpa(
     if window >= T - 1 and documents is None:
         out = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=is_shared)
     else:
-        mask = see(T, window, documents, q.device)
+        mask = visible(T, window, documents, q.device)
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=is_shared)
     return out.transpose(1, 2)
 

@@ -209,7 +209,8 @@ def try_out(device: torch.device, shape: Shape) -> None:
     generator = torch.Generator(device).manual_seed(0)
     options: dict[str, Any] = {"device": device, "dtype": torch.bfloat16, "generator": generator}
     B, T, H, G, D = 1, 256, shape.num_heads, shape.kv_heads, shape.head_dim
-    told: list[tuple[int, Tensor | None]] = [(min(shape.windows), None)]
+    window = T // 2 if min(shape.windows) < shape.context - 1 else T
+    told: list[tuple[int, Tensor | None]] = [(window, None)]
     if shape.has_documents:  # tokens are their own numbers here, the hundredth begins a document
         told.append((T, torch.arange(T, device=device)[None]))
     angles = torch.randn((T, 1, D // 2), device=device, generator=generator)
