@@ -428,7 +428,7 @@ class GPT(nn.Module):
         return ops.softcap(F.linear(x, self.head.to(dtype)))
 
     def flops_per_token(self, is_exact=False):
-        """Forward and backward FLOPs: the usual formula counts masked keys, the exact does not."""
+        """Forward and backward FLOPs; the exact count leaves out keys that windows mask."""
         T = self.context
         matrices = (self.q, self.k, self.v, self.out, self.fc, self.proj, self.head)
         size, keys = sum(p.numel() for p in matrices), 0.0
