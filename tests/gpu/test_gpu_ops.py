@@ -67,7 +67,7 @@ def test_attention(rung: str, window: int) -> None:
         pytest.skip(str(error))
     inputs = [normal(2, T, 4, 64), normal(2, T, 2, 64), normal(2, T, 2, 64)]
     tokens = torch.randint(60, (2, T), device=CUDA)
-    find = find_bounds if rung == "fa4" else count_documents
+    find = attention.finder(attend)
     for told in ((None, None), (find(tokens, 7), count_documents(tokens, 7))):
         assert_agree(
             lambda *t, own=told[0]: attend(*t, window, own),

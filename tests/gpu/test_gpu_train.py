@@ -46,13 +46,17 @@ def steps(train: ModuleType, is_compiled: bool) -> list[float]:
     return [train.train_step(model, optimizer, rows, 8, 2).item() for _ in range(10)]
 
 
-@pytest.mark.parametrize("has_documents", [False, True])
-def test_kernels_and_compilation_change_nothing_but_rounding(has_documents: bool) -> None:
+@pytest.mark.parametrize(
+    ("attention", "has_documents"), [("auto", False), ("auto", True), ("flex", True)]
+)
+def test_kernels_and_compilation_change_nothing_but_rounding(
+    attention: str, has_documents: bool
+) -> None:
     """Plain and eager, plain and compiled, fast and compiled: the same losses within bfloat16."""
     results = []
     for kernels, is_compiled in ((False, False), (False, True), (True, True)):
         train = load()
-        train.KERNELS, train.DOCUMENT_MASK = kernels, has_documents
+        train.KERNELS, train.ATTENTION, train.DOCUMENT_MASK = kernels, attention, has_documents
         results.append(torch.tensor(steps(train, is_compiled)))
         gc.collect()
     assert results[0][-1] < results[0][0] - 0.5

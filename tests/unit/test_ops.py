@@ -11,13 +11,14 @@ import importlib.util
 import itertools
 import math
 import os
+import shutil
 import sys
 import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -114,6 +115,24 @@ def test_flex_mask_is_the_window() -> None:
     torch.testing.assert_close(flex(q, k, v, 4), attention.attend_twin(q, k, v, 4))
 
 
+@pytest.mark.filterwarnings("ignore:flex_attention called without")  # as it is on a CPU
+@pytest.mark.parametrize("T", [384, 100])
+def test_flex_is_told_of_documents(T: int) -> None:
+    """By a mask that leaves out blocks of other documents, or by numbers if blocks do not fit."""
+    flex = attention.FlexAttend(T, [T, 50], torch.device("cpu"), full=attention.attend_sdpa)
+    tokens = torch.full((2, T), 1)
+    tokens[0, 10:], tokens[1, [50, T - 10]] = 0, 0
+    documents, told = count_documents(tokens, 0), attention.finder(flex)(tokens, 0)
+    q, k, v = (torch.randn(2, T, 2, 8) for _ in range(3))
+    for window in (50, T):
+        wanted = attention.attend_twin(q, k, v, window, documents)
+        torch.testing.assert_close(flex(q, k, v, window, told), wanted)
+    shorter = (x[:, :50] for x in (q, k, v))
+    assert flex(*shorter, 50, documents[:, :50]).shape == (2, 50, 2, 8)
+    if T == 384:  # row 0 ends its eighth document at 17, row 1 its second at 374
+        assert told.kv_num_blocks.flatten().tolist() == [1, 2, 3, 1, 2, 3]
+
+
 def test_ladder_falls_to_sdpa(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where no rung works, the answer is None with the reasons; a wrong result is no rung."""
 
@@ -132,10 +151,10 @@ def test_ladder_falls_to_sdpa(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(attention, "attend_cudnn_or_sdpa", attention.attend_sdpa)
     assert attention.choose("auto", device, 8, 16, [16, 3])[0] is attention.attend_sdpa
     assert attention.choose("auto", device, 8, 128, [128, 3], True)[0] is attention.attend_sdpa
-    deaf = lambda q, k, v, window, _documents: attention.attend_sdpa(q, k, v, window)  # noqa: E731
+    deaf = lambda q, k, v, window, _told=None: attention.attend_sdpa(q, k, v, window)  # noqa: E731
     monkeypatch.setattr(attention, "attend_cudnn_or_sdpa", deaf)
     name = attention.choose("auto", device, 8, 128, [128, 3], True)[1]
-    assert "cudnn: ValueError: window 128: off by" in name
+    assert "cudnn: ValueError: documents: off by" in name
     assert attention.choose("sdpa", device, 8, 16, [16]) == (None, "sdpa")
 
 
@@ -323,6 +342,33 @@ def test_fa4_is_wired_right(monkeypatch: pytest.MonkeyPatch) -> None:
             results.append([out, *torch.autograd.grad((out * weight).sum(), (q, k, v))])
         for got, wanted in zip(*results, strict=True):
             torch.testing.assert_close(got, wanted)
+
+
+@pytest.mark.slow  # Inductor compiles C++ for ten seconds
+@pytest.mark.filterwarnings("ignore")  # torch's own
+@pytest.mark.skipif(not shutil.which("g++"), reason="Inductor needs a C++ compiler")
+def test_flex_in_a_compiled_block_sees_what_sdpa_sees(
+    train: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Values lie in the product of the layer there; other documents are another mask, not code."""
+    given = {"DEPTH": 3, "WIDTH": 64, "HEAD_DIM": 32, "WINDOW_PATTERN": "SSL", "SHORT_WINDOW": 0.1}
+    for name, value in (given | {"DOCUMENT_MASK": True}).items():
+        monkeypatch.setattr(train, name, value)
+    model = train.build_model(SimpleNamespace(device=CPU, vocab_size=64, context=256, bos=0))
+    batches = [torch.randint(0, 64, (4, 256)) for _ in range(3)]
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(torch.randn_like(p) * 0.05)
+        wanted = [model(tokens) for tokens in batches]
+        flex = attention.FlexAttend(256, model.windows, CPU, full=attention.attend_sdpa)
+        flex._flex = torch.compile(flex._flex, dynamic=False)
+        model.operators.attend, model.operators.find_documents = flex, attention.finder(flex)
+        model.block = torch.compile(train.block, dynamic=False, fullgraph=True)
+        graphs = []
+        for tokens, logits in zip(batches, wanted, strict=True):
+            torch.testing.assert_close(model(tokens), logits, atol=1e-4, rtol=1e-4)
+            graphs.append(torch._dynamo.utils.counters["stats"]["unique_graphs"])
+    assert graphs[0] == graphs[2]
 
 
 @pytest.mark.parametrize("works", [True, False])

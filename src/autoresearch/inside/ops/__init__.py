@@ -21,7 +21,6 @@ import torch
 from autoresearch.inside.ops import ahead, heads, residual, rotary, softcap_ce, table
 from autoresearch.inside.ops import attention as _attention
 from autoresearch.inside.ops import mlp as _mlp
-from autoresearch.inside.ops.documents import find_bounds
 from autoresearch.inside.ops.shape import Shape
 from autoresearch.inside.ops.trial_call import once
 
@@ -69,9 +68,7 @@ def install(
     attend, name = _attention.choose(attention, device, *sizes)
     operators.names["attend"] = name
     if attend is not None:
-        operators.attend = attend
-    if name == "fa4":
-        operators.find_documents = find_bounds
+        operators.attend, operators.find_documents = attend, _attention.finder(attend)
     if torch.cuda.get_device_capability(device) < (8, 0) or not _has_triton():
         return
     operators.head_loss = partial(softcap_ce.head_loss, cap=softcap)

@@ -4,8 +4,9 @@ The ladder, best first: FlashAttention 4 (Hopper, Blackwell), FlashAttention 3 t
 package (Hopper; asks the Hugging Face hub), cuDNN where everything is seen and FlexAttention where
 a window cuts, SDPA with a mask. All take q (B, T, H, D), k and v (B, T, G, D) and `window`, the
 tokens that a query sees besides itself, and give (B, T, H, D). With `documents` a window over the
-whole context keeps to the query's own document; FlashAttention 4 is told them as bounds, SDPA as a
-number a token, the others leave them to SDPA. `attend_twin` is the definition.
+whole context keeps to the query's own document; each rung is told of them in its own way, which
+`finder` gives, and those that cannot tell them apart leave that to SDPA. `attend_twin` is the
+definition.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import importlib.util
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -22,9 +24,12 @@ from torch import Tensor
 
 from autoresearch.inside.ops import fa4
 from autoresearch.inside.ops.documents import count_documents, find_bounds
-from autoresearch.inside.ops.trial_call import compare, once
+from autoresearch.inside.ops.trial_call import both_ways, compare, once
 
 Attend = Callable[..., Tensor]  # q, k, v, window and, if wanted, documents
+Find = Callable[[Tensor, int], Any]  # tokens (B, T) and the one that begins a document
+
+BLOCK = 128  # tokens that FlexAttention decides about at once
 
 FA3_REPOSITORY = "kernels-community/flash-attn3"
 FA3_REVISION = "9542c462013476380ce4b395b9ddc0e8118161ee"
@@ -86,8 +91,7 @@ def choose(
             break
         try:
             attend = rungs[rung]()
-            find = find_bounds if rung == "fa4" else count_documents
-            trial = partial(_try, attend, find if has_documents else None, *sizes)
+            trial = partial(_try, attend, finder(attend) if has_documents else None, *sizes)
             once(f"{rung} {sizes[1:]} {has_documents}", device, trial)
         except Exception as error:  # noqa: BLE001 - whatever a library throws, the next rung is tried
             reasons.append(f"{rung}: {type(error).__name__}: {error}".splitlines()[0][:120])
@@ -100,23 +104,38 @@ def _describe(rung: str, reasons: list[str]) -> str:
     return f"{rung} ({'; '.join(reasons)})" if reasons else rung
 
 
-@torch.no_grad()
+def finder(attend: Attend) -> Find:
+    """How a rung is told of documents."""
+    if attend is fa4.attend:
+        return find_bounds
+    find: Find = getattr(attend, "find_documents", count_documents)
+    return find
+
+
 def _try(
     attend: Attend,
-    find: Callable[[Tensor, int], Tensor] | None,
+    find: Find | None,
     device: torch.device,
     head_dim: int,
     context: int,
     windows: Sequence[int],
 ) -> None:
-    """A forward pass for every window; raises if the result is not the twin's."""
-    q, k, v = fa4.sample(device, head_dim, context)
-    tokens = torch.arange(context, device=device)[None]  # the hundredth begins a document
-    told = [] if find is None else [find(tokens, 100)]
-    documents = None if find is None else count_documents(tokens, 100)
-    for window in windows:
-        wanted = attend_twin(q.float(), k.float(), v.float(), window, documents)
-        compare([(attend(q, k, v, window, *told), wanted)], f"window {window}: ")
+    """A forward pass for every window, by documents both ways; raises if not the twin's."""
+    q, k, v = inputs = fa4.sample(device, head_dim, context)
+    exact = inputs.float()
+    with torch.no_grad():
+        for window in windows:
+            if find is None or window < context - 1:
+                wanted = attend_twin(exact[0], exact[1], exact[2], window)
+                compare([(attend(q, k, v, window), wanted)], f"window {window}: ")
+    if find is not None:
+        tokens = torch.arange(context, device=device)[None]  # the hundredth begins a document
+        told, documents = find(tokens, 100), count_documents(tokens, 100)
+        results = both_ways(lambda *t: [attend(*t, context, told)], inputs, [q])
+        wants = both_ways(
+            lambda q, k, v: [attend_twin(q, k, v, context, documents)], exact, [q.float()]
+        )
+        compare(zip(results, wants, strict=True), "documents: ")
 
 
 # The rungs
@@ -187,7 +206,7 @@ def attend_cudnn_or_sdpa(
 class FlexAttend:
     """FlexAttention with its block masks made ahead, as compiled code needs them.
 
-    Rows of another length than `context` go to SDPA.
+    Documents are told as a mask made for them. Rows of another length than `context` go to SDPA.
     """
 
     def __init__(
@@ -211,17 +230,33 @@ class FlexAttend:
         }
         self._context = context
 
+    def find_documents(self, tokens: Tensor, bos: int) -> Any:
+        """A mask: blocks of keys that a block of queries needs, and what is seen within them."""
+        from torch.nn.attention.flex_attention import BlockMask
+
+        documents = count_documents(tokens, bos)
+        if tokens.size(1) != self._context or self._context % BLOCK:
+            return documents
+        blocks = documents.unflatten(1, (-1, BLOCK))
+        needed = (blocks[:, None, :, -1] >= blocks[:, :, None, 0]).tril()
+        first = needed.int().argsort(dim=-1, descending=True, stable=True).int()
+        counts = needed.sum(-1, dtype=torch.int32)
+        rule = _document_rule(documents)
+        return BlockMask.from_kv_blocks(counts[:, None], first[:, None], None, None, BLOCK, rule)
+
     def __call__(
-        self, q: Tensor, k: Tensor, v: Tensor, window: int, documents: Tensor | None = None
+        self, q: Tensor, k: Tensor, v: Tensor, window: int, documents: Any = None
     ) -> Tensor:
         """As the other rungs."""
         is_whole = window >= q.size(1) - 1
-        if q.size(1) != self._context or (is_whole and documents is not None):
-            return attend_sdpa(q, k, v, window, documents)
-        if self._full is not None and is_whole:
+        told = documents if is_whole else None
+        if q.size(1) != self._context or isinstance(told, Tensor):
+            return attend_sdpa(q, k, v, window, told)
+        if self._full is not None and is_whole and told is None:
             return self._full(q, k, v, window)
-        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
-        mask = self._masks[window]
+        # Inductor's kernel for CPUs reads values that lie in a larger product wrongly (torch 2.13)
+        q, k, v = (x.contiguous().transpose(1, 2) for x in (q, k, v))
+        mask = self._masks[window] if told is None else told
         out: Tensor = self._flex(q, k, v, block_mask=mask, enable_gqa=k.size(1) < q.size(1))
         return out.transpose(1, 2)
 
@@ -229,5 +264,12 @@ class FlexAttend:
 def _window_rule(window: int) -> Callable[..., Tensor]:
     def is_seen(_batch: Tensor, _head: Tensor, query: Tensor, key: Tensor) -> Tensor:
         return (query >= key) & (query - key <= window)
+
+    return is_seen
+
+
+def _document_rule(documents: Tensor) -> Callable[..., Tensor]:
+    def is_seen(batch: Tensor, _head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        return (query >= key) & (documents[batch, query] == documents[batch, key])
 
     return is_seen
