@@ -51,7 +51,7 @@ def assert_agree(
         assert (a.double() - b.double()).norm() <= bound * b.double().norm()
 
 
-@pytest.mark.parametrize("window", [384, 128, 77])
+@pytest.mark.parametrize("window", [-1, 384, 128, 77])
 @pytest.mark.parametrize("rung", ["fa4", "flex", "cudnn", "sdpa"])
 def test_attention(rung: str, window: int) -> None:
     """Every rung that this machine has, with shared key/value heads."""
@@ -196,7 +196,7 @@ def test_share(num: int) -> None:
 
 
 @pytest.mark.parametrize("has_documents", [True, False])
-@pytest.mark.parametrize(("window", "offset"), [(384, True), (77, True), (77, False)])
+@pytest.mark.parametrize(("window", "offset"), [(-1, True), (384, True), (77, True), (77, False)])
 @pytest.mark.parametrize("has_value", [True, False])
 def test_attend_heads(has_value: bool, window: int, offset: bool, has_documents: bool) -> None:
     """Attention on the product of a layer, values read and their gradient written in place."""
@@ -242,7 +242,7 @@ def test_one_compiled_block_serves_all_windows() -> None:
 
     compiled = torch.compile(attended, fullgraph=True, dynamic=False)
     torch._dynamo.utils.counters.clear()
-    for window in (384, 77, 128):
+    for window in (-1, 384, 77, 128):
         results = []
         for function, told in ((attended, window), (compiled, heads.as_tensor(window))):
             out = function(qkv, told)

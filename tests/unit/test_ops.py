@@ -65,7 +65,7 @@ def double(*shape: int) -> Tensor:
     return torch.randn(shape, dtype=torch.float64)
 
 
-@pytest.mark.parametrize("window", [1, 7, 30, 100])
+@pytest.mark.parametrize("window", [1, 7, 30, 100, -1])
 @pytest.mark.parametrize("groups", [1, 3])
 def test_attention_rungs_agree(train: ModuleType, window: int, groups: int) -> None:
     """The twin, the last rung and train.py's own say the same, gradients included."""
@@ -74,7 +74,7 @@ def test_attention_rungs_agree(train: ModuleType, window: int, groups: int) -> N
     results = []
     for attend in (attention.attend_twin, attention.attend_sdpa, train.sdpa):
         outs = [attend(q, k, v, window), attend(q, k, v, window, documents)]
-        assert torch.equal(*outs) == (window < 30)
+        assert torch.equal(*outs) == (window >= 0)
         loss = sum((out * weight).sum() for out in outs)
         results.append([*outs, *torch.autograd.grad(loss, (q, k, v))])
     for other in results[1:]:
@@ -124,7 +124,7 @@ def test_flex_is_told_of_documents(T: int) -> None:
     tokens[0, 10:], tokens[1, [50, T - 10]] = 0, 0
     documents, told = count_documents(tokens, 0), attention.finder(flex)(tokens, 0)
     q, k, v = (torch.randn(2, T, 2, 8) for _ in range(3))
-    for window in (50, T):
+    for window in (50, T, -1):
         wanted = attention.attend_twin(q, k, v, window, documents)
         torch.testing.assert_close(flex(q, k, v, window, told), wanted)
     shorter = (x[:, :50] for x in (q, k, v))
@@ -335,7 +335,7 @@ def test_fa4_is_wired_right(monkeypatch: pytest.MonkeyPatch) -> None:
     weight = double(2, 13, 3, 4)
     tokens = torch.randint(5, (2, 13))
     bounds, documents = find_bounds(tokens, 0), count_documents(tokens, 0)
-    for window, has_documents in itertools.product((5, 12, 99), (False, True)):
+    for window, has_documents in itertools.product((5, 12, 99, -1), (False, True)):
         results = []
         for attend, told in ((fa4.attend, bounds), (attention.attend_twin, documents)):
             out = attend(q, k, v, window, told if has_documents else None)

@@ -294,6 +294,15 @@ def test_long_layers_keep_to_the_document(train: ModuleType, pattern: str, is_ma
         before, after = model(tokens), model(other)
     assert (before[:, 10:20] - after[:, 10:20]).abs().max() > 1e-3
     assert torch.equal(before[:, 20:], after[:, 20:]) == is_masked
+    with torch.no_grad():
+        for length in (30, 21, 5):  # a short layer stays one where it sees all of a shorter row
+            torch.testing.assert_close(model(tokens[:, :length]), before[:, :length])
+
+
+def test_the_best_preset_keeps_to_documents() -> None:
+    """Figures in the README are of preset h100 with this switched on."""
+    presets = tomllib.loads((TEMPLATES / "presets.toml").read_text(encoding="utf-8"))
+    assert presets["h100"]["constants"]["DOCUMENT_MASK"] is True
 
 
 def test_one_back_is_half_a_key(train: ModuleType) -> None:

@@ -146,20 +146,19 @@ def count_documents(tokens, bos):
 def sdpa(q, k, v, window, documents=None):
     """Causal attention, `window` tokens back: q (B, T, H, D), k, v (B, T, G, D) -> (B, T, H, D).
 
-    A window over the whole context keeps to the token's own of the documents (B, T), if not None.
+    Window -1 is all that came before; of the own document, if documents (B, T) are not None.
     """
     T, H, G = q.size(1), q.size(2), k.size(2)
     q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
     if G < H:
         k, v = k.repeat_interleave(H // G, dim=1), v.repeat_interleave(H // G, dim=1)
-    is_whole = window >= T - 1
-    if is_whole and documents is None:
+    if window >= T - 1 or (window < 0 and documents is None):
         y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
     else:
         back = torch.arange(T, device=q.device)[:, None] - torch.arange(T, device=q.device)
         mask = (back >= 0) & (back <= window)
-        if is_whole:
-            mask = mask & (documents[:, None, :, None] == documents[:, None, None])
+        if window < 0:
+            mask = (back >= 0) & (documents[:, None, :, None] == documents[:, None, None])
         y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
     return y.transpose(1, 2)
 
@@ -420,7 +419,8 @@ class GPT(nn.Module):
             value, gate = values.get(i, (None, None))
             head_gate = self.head_gate[i].to(dtype) if HEAD_GATE else None
             weights = (*matrices[i], gate, head_gate)
-            rest = (weights, value, ops.window(self.windows[i]), documents, ops)
+            window = self.windows[i] if self.windows[i] < self.context - 1 else -1
+            rest = (weights, value, ops.window(window), documents, ops)
             x, y = self.block(x, y, copies[i], cos, sin, resid[i], mix[i], *rest)
         x = ops.add_norm(x, y)[1]
         if targets is not None:

@@ -69,7 +69,7 @@ def list_calls(device: torch.device, shape: Shape, is_scored: bool) -> list[Call
     calls: list[Callable[[], object]] = []
     sizes = (device, shape.head_dim, shape.context)
     for window in {min(shape.windows), max(shape.windows)}:
-        reach = (window, shape.has_documents)
+        reach = (window if window < shape.context - 1 else -1, shape.has_documents)
         calls.append(partial(fa4.try_forward, *sizes, *reach))
         if not is_scored:
             calls.append(partial(fa4.try_backward, *sizes, *reach))

@@ -3,10 +3,9 @@
 The ladder, best first: FlashAttention 4 (Hopper, Blackwell), FlashAttention 3 through the `kernels`
 package (Hopper; asks the Hugging Face hub), cuDNN where everything is seen and FlexAttention where
 a window cuts, SDPA with a mask. All take q (B, T, H, D), k and v (B, T, G, D) and `window`, the
-tokens that a query sees besides itself, and give (B, T, H, D). With `documents` a window over the
-whole context keeps to the query's own document; each rung is told of them in its own way, which
-`finder` gives, and those that cannot tell them apart leave that to SDPA. `attend_twin` is the
-definition.
+tokens that a query sees besides itself, -1 for all before, and give (B, T, H, D). With `documents`
+and -1 a query keeps to its own document; each rung is told of them in its own way, which `finder`
+gives, and those that cannot tell them apart leave that to SDPA. `attend_twin` is the definition.
 """
 
 from __future__ import annotations
@@ -38,8 +37,8 @@ FA3_REVISION = "9542c462013476380ce4b395b9ddc0e8118161ee"
 def visible(T: int, window: int, documents: Tensor | None, device: torch.device) -> Tensor:
     """Which keys (last) a query (last but one) sees: (T, T), or (B, 1, T, T) by documents."""
     back = torch.arange(T, device=device)[:, None] - torch.arange(T, device=device)
-    seen = (back >= 0) & (back <= window)
-    if documents is None or window < T - 1:
+    seen = (back >= 0) & (back <= (T if window < 0 else window))
+    if documents is None or window >= 0:
         return seen
     return seen & (documents[:, None, :, None] == documents[:, None, None])
 
@@ -53,7 +52,7 @@ def attend_twin(
         q: (B, T, H, D).
         k: (B, T, G, D).
         v: likewise.
-        window: how many tokens before its own a query sees.
+        window: how many tokens before its own a query sees; -1: all.
         documents: (B, T) as of count_documents, or None.
     """
     T, H, G, D = q.size(1), q.size(2), k.size(2), q.size(3)
@@ -131,10 +130,8 @@ def _try(
     if find is not None:
         tokens = torch.arange(context, device=device)[None]  # the hundredth begins a document
         told, documents = find(tokens, 100), count_documents(tokens, 100)
-        results = both_ways(lambda *t: [attend(*t, context, told)], inputs, [q])
-        wants = both_ways(
-            lambda q, k, v: [attend_twin(q, k, v, context, documents)], exact, [q.float()]
-        )
+        results = both_ways(lambda *t: [attend(*t, -1, told)], inputs, [q])
+        wants = both_ways(lambda q, k, v: [attend_twin(q, k, v, -1, documents)], exact, [q.float()])
         compare(zip(results, wants, strict=True), "documents: ")
 
 
@@ -157,7 +154,7 @@ def _make_fa3(device: torch.device) -> Attend:
     def attend_fa3(
         q: Tensor, k: Tensor, v: Tensor, window: int, documents: Tensor | None = None
     ) -> Tensor:
-        if documents is not None and window >= q.size(1) - 1:
+        if documents is not None and window < 0:
             return attend_sdpa(q, k, v, window, documents)
         out = interface.flash_attn_func(q, k, v, causal=True, window_size=(window, 0))
         return out if isinstance(out, Tensor) else out[0]
@@ -169,7 +166,7 @@ def attend_cudnn(q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
     """cuDNN's fused attention, for windows that see everything."""
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
-    if window < q.size(1) - 1:
+    if 0 <= window < q.size(1) - 1:
         raise ValueError(f"cuDNN's causal attention has no window, got {window}; use another rung")
     q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
     with sdpa_kernel(SDPBackend.CUDNN_ATTENTION):
@@ -186,7 +183,7 @@ def attend_sdpa(
     T = q.size(1)
     q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
     is_shared = k.size(1) < q.size(1)
-    if window >= T - 1 and documents is None:
+    if window >= T - 1 or (window < 0 and documents is None):
         out = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=is_shared)
     else:
         mask = visible(T, window, documents, q.device)
@@ -198,7 +195,7 @@ def attend_cudnn_or_sdpa(
     q: Tensor, k: Tensor, v: Tensor, window: int, documents: Tensor | None = None
 ) -> Tensor:
     """cuDNN where it can, torch's choice with a mask elsewhere."""
-    if documents is None and window >= q.size(1) - 1:
+    if window >= q.size(1) - 1 or (window < 0 and documents is None):
         return attend_cudnn(q, k, v, window)
     return attend_sdpa(q, k, v, window, documents)
 
@@ -248,11 +245,12 @@ class FlexAttend:
         self, q: Tensor, k: Tensor, v: Tensor, window: int, documents: Any = None
     ) -> Tensor:
         """As the other rungs."""
-        is_whole = window >= q.size(1) - 1
-        told = documents if is_whole else None
+        told = documents if window < 0 else None
         if q.size(1) != self._context or isinstance(told, Tensor):
             return attend_sdpa(q, k, v, window, told)
-        if self._full is not None and is_whole and told is None:
+        if window < 0 and self._full is None:
+            window = self._context
+        if (window < 0 or window >= q.size(1) - 1) and self._full is not None and told is None:
             return self._full(q, k, v, window)
         # Inductor's kernel for CPUs reads values that lie in a larger product wrongly (torch 2.13)
         q, k, v = (x.contiguous().transpose(1, 2) for x in (q, k, v))

@@ -17,7 +17,7 @@ from autoresearch.inside.ops.documents import find_bounds
 
 def attend(q: Tensor, k: Tensor, v: Tensor, window: int, bounds: Tensor | None = None) -> Tensor:
     """FlashAttention 4; a window that reaches the first token is plain causal attention."""
-    out: Tensor = fa4_forward(q, k, v, window if window < q.size(1) - 1 else -1, bounds)[0]
+    out: Tensor = fa4_forward(q, k, v, window, bounds)[0]
     return out
 
 
@@ -39,11 +39,11 @@ def run(
     """
     interface = importlib.import_module("flash_attn.cute.interface")
     options: dict[str, Any] = {"causal": True, "return_lse": True}
+    B, T, H, _ = q.shape
     if bounds is None or window >= 0:
-        left = None if window < 0 else window
+        left = window if 0 <= window < T - 1 else None
         out, lse, *_ = interface._flash_attn_fwd(q, k, v, window_size_left=left, **options)
         return out, lse
-    B, T, H, _ = q.shape
     options |= _cut(bounds, T)
     out, lse, *_ = interface._flash_attn_fwd(*(x.flatten(0, 1) for x in (q, k, v)), **options)
     return out.unflatten(0, (B, T)), lse.view(B, H, T)
@@ -90,11 +90,11 @@ def run_backward(
     """The library's backward; dv is where the gradient of the values shall be written."""
     interface = importlib.import_module("flash_attn.cute.interface")
     given, options = (q, k, v, out, grad.contiguous()), {"causal": True, "dv": dv}
+    B, T, H, _ = q.shape
     if bounds is None or window >= 0:
-        left = None if window < 0 else window
+        left = window if 0 <= window < T - 1 else None
         dq, dk, dv, *_ = interface._flash_attn_bwd(*given, lse, window_size_left=left, **options)
         return dq, dk, dv
-    B, T, H, _ = q.shape
     options |= _cut(bounds, T) | {"dv": None if dv is None else dv.flatten(0, 1)}
     flat = (x.flatten(0, 1) for x in given)
     grads = interface._flash_attn_bwd(*flat, lse.view(H, B * T), **options)
@@ -124,7 +124,7 @@ def try_backward(
     q, k, v = sample(device, head_dim, context)
     lse = torch.zeros((1, 2, context), device=device)
     bounds = _one_document(device, context) if has_documents else None
-    run_backward(q, q, k, v, q, lse, window if window < context - 1 else -1, bounds)
+    run_backward(q, q, k, v, q, lse, window, bounds)
 
 
 def _one_document(device: torch.device, context: int) -> Tensor:

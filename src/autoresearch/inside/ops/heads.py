@@ -94,14 +94,8 @@ def heads_forward(
         qkv, cos, sin, opening, value, num_heads, offset, gain, writes_values=has_value
     )
     values = v if has_value else _values(qkv, k)
-    out, lse = fa4.run(q, k, values, _reach(window, known, qkv), bounds)
+    out, lse = fa4.run(q, k, values, known if window is None else int(window), bounds)
     return out, lse, q, k, v
-
-
-def _reach(window: Tensor | None, known: int, qkv: Tensor) -> int:
-    """Tokens back, -1 for all: a window that reaches the first token is plain causal attention."""
-    reach = known if window is None else int(window)
-    return reach if reach < qkv.size(1) - 1 else -1
 
 
 def _values(qkv: Tensor, k: Tensor) -> Tensor:
@@ -156,7 +150,7 @@ def heads_backward(
     dqkv = qkv.new_empty(qkv.shape)
     values = v if value is not None else _values(qkv, k)
     place = _values(dqkv, k)
-    reach = _reach(window, known, qkv)
+    reach = known if window is None else int(window)
     dq, dk, _ = fa4.run_backward(grad, q, k, values, out, lse, reach, bounds, place)
     rest = (opening, value, offset, gain)
     extra = rotary.launch_backward(dq, dk, None, qkv, cos, sin, *rest, dqkv)
@@ -209,10 +203,11 @@ def try_out(device: torch.device, shape: Shape) -> None:
     generator = torch.Generator(device).manual_seed(0)
     options: dict[str, Any] = {"device": device, "dtype": torch.bfloat16, "generator": generator}
     B, T, H, G, D = 1, 256, shape.num_heads, shape.kv_heads, shape.head_dim
-    window = T // 2 if min(shape.windows) < shape.context - 1 else T
-    told: list[tuple[int, Tensor | None]] = [(window, None)]
-    if shape.has_documents:  # tokens are their own numbers here, the hundredth begins a document
-        told.append((T, torch.arange(T, device=device)[None]))
+    told: list[tuple[int, Tensor | None]] = []  # windows, and tokens by which documents are found
+    if min(shape.windows) < shape.context - 1:
+        told.append((T // 2, None))
+    if shape.has_documents or not told:  # each token its own number: the hundredth begins one
+        told.append((-1, torch.arange(T, device=device)[None] if shape.has_documents else None))
     angles = torch.randn((T, 1, D // 2), device=device, generator=generator)
     cos, sin = angles.cos().bfloat16(), angles.sin().bfloat16()
 
