@@ -127,6 +127,9 @@ def test_flex_is_told_of_documents(T: int) -> None:
     for window in (50, T, -1):
         wanted = attention.attend_twin(q, k, v, window, documents)
         torch.testing.assert_close(flex(q, k, v, window, told), wanted)
+    alone = attention.FlexAttend(T, [-1], torch.device("cpu"))
+    for window in (T, -1):
+        torch.testing.assert_close(alone(q, k, v, window), attention.attend_twin(q, k, v, -1))
     shorter = (x[:, :50] for x in (q, k, v))
     assert flex(*shorter, 50, documents[:, :50]).shape == (2, 50, 2, 8)
     if T == 384:  # row 0 ends its eighth document at 17, row 1 its second at 374

@@ -146,7 +146,7 @@ class Host:
         if gpu is not None and gpu.capability:  # else quack asks the card, and so starts CUDA
             env["QUACK_ARCH"] = f"{10 * gpu.capability:.0f}"
         if gpu is not None and self.sandbox.level == "none":  # no wall hides the other cards
-            env |= {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"}  # as nvidia-smi counts
+            env["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"  # as nvidia-smi counts
             env["CUDA_VISIBLE_DEVICES"] = gpu.uuid or str(gpu.index)
         return env
 

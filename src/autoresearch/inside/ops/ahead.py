@@ -83,7 +83,7 @@ def list_calls(device: torch.device, shape: Shape, is_scored: bool) -> list[Call
         calls.append(partial(residual.try_sum, device, shape))
     for kind in residual.list_kinds(shape):
         calls.append(partial(residual.try_kind, device, shape.width, kind))
-    for has_value in shape.has_value:
+    for has_value in shape.value_forms:
         calls.append(partial(rotary.call_kernels, device, shape, has_value, is_scored))
     return calls
 

@@ -72,7 +72,7 @@ def choose(
 ) -> tuple[Attend | None, str]:
     """The rung called `name`, or for "auto" the first that works here; None stands for plain SDPA.
 
-    A rung works if its library can be imported and a small forward pass agrees with the twin.
+    A rung works if its library can be imported and calls on a small input agree with the twin.
     """
     sizes = (device, head_dim, context, sorted(set(windows)))
     rungs: dict[str, Callable[[], Attend]] = {
@@ -162,11 +162,16 @@ def _make_fa3(device: torch.device) -> Attend:
     return attend_fa3
 
 
+def _sees_all(T: int, window: int, documents: Tensor | None) -> bool:
+    """Whether nothing that came before is hidden."""
+    return window >= T - 1 or (window < 0 and documents is None)
+
+
 def attend_cudnn(q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
     """cuDNN's fused attention, for windows that see everything."""
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
-    if 0 <= window < q.size(1) - 1:
+    if not _sees_all(q.size(1), window, None):
         raise ValueError(f"cuDNN's causal attention has no window, got {window}; use another rung")
     q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
     with sdpa_kernel(SDPBackend.CUDNN_ATTENTION):
@@ -183,7 +188,7 @@ def attend_sdpa(
     T = q.size(1)
     q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
     is_shared = k.size(1) < q.size(1)
-    if window >= T - 1 or (window < 0 and documents is None):
+    if _sees_all(T, window, documents):
         out = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=is_shared)
     else:
         mask = visible(T, window, documents, q.device)
@@ -195,7 +200,7 @@ def attend_cudnn_or_sdpa(
     q: Tensor, k: Tensor, v: Tensor, window: int, documents: Tensor | None = None
 ) -> Tensor:
     """cuDNN where it can, torch's choice with a mask elsewhere."""
-    if window >= q.size(1) - 1 or (window < 0 and documents is None):
+    if _sees_all(q.size(1), window, documents):
         return attend_cudnn(q, k, v, window)
     return attend_sdpa(q, k, v, window, documents)
 
@@ -215,17 +220,20 @@ class FlexAttend:
     ) -> None:
         from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
-        self._full = full
+        self._full, self._context = full, context
         is_cuda = device.type == "cuda"
         self._flex = torch.compile(flex_attention, dynamic=False) if is_cuda else flex_attention
         self._masks = {
-            window: create_block_mask(
-                _window_rule(window), None, None, context, context, device=device
+            reach: create_block_mask(
+                _window_rule(reach), None, None, context, context, device=device
             )
-            for window in set(windows)
-            if full is None or window < context - 1
+            for reach in {self._reach(window) for window in windows}
+            if full is None or reach < context
         }
-        self._context = context
+
+    def _reach(self, window: int) -> int:
+        """The window as masks are kept: one number for all that see everything."""
+        return self._context if _sees_all(self._context, window, None) else window
 
     def find_documents(self, tokens: Tensor, bos: int) -> Any:
         """A mask: blocks of keys that a block of queries needs, and what is seen within them."""
@@ -248,13 +256,12 @@ class FlexAttend:
         told = documents if window < 0 else None
         if q.size(1) != self._context or isinstance(told, Tensor):
             return attend_sdpa(q, k, v, window, told)
-        if window < 0 and self._full is None:
-            window = self._context
-        if (window < 0 or window >= q.size(1) - 1) and self._full is not None and told is None:
+        reach = self._reach(window)
+        if reach == self._context and self._full is not None and told is None:
             return self._full(q, k, v, window)
         # Inductor's kernel for CPUs reads values that lie in a larger product wrongly (torch 2.13)
         q, k, v = (x.contiguous().transpose(1, 2) for x in (q, k, v))
-        mask = self._masks[window] if told is None else told
+        mask = self._masks[reach] if told is None else told
         out: Tensor = self._flex(q, k, v, block_mask=mask, enable_gqa=k.size(1) < q.size(1))
         return out.transpose(1, 2)
 

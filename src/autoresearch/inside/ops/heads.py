@@ -224,7 +224,7 @@ def try_out(device: torch.device, shape: Shape) -> None:
         ]
 
     sizes = ((B, T, (H + 2 * G) * D), (B, T, G), (B, T, G * D))
-    for has_value in shape.has_value:
+    for has_value in shape.value_forms:
         inputs = [torch.randn(size, **options) for size in sizes[: 3 if has_value else 1]]
         grads = [torch.randn((B, T, H, D), **options) for _ in told]
         exact = [t.float() for t in inputs]

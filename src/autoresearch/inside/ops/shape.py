@@ -44,7 +44,7 @@ class Shape:
         return len(self.windows)
 
     @property
-    def has_value(self) -> list[bool]:
+    def value_forms(self) -> list[bool]:
         """Whether layers have a value embedding, each answer once."""
         return sorted({i in self.value_layers for i in range(self.num_layers)})
 
