@@ -61,6 +61,8 @@ class Run(harness.Run):
         self.marks: list[float] = []
         self.facts: dict[str, Any] = {}
         self.split: dict[str, float] = {}
+        self.top: list[tuple[str, float]] = []
+        self.idle: Counter[str] = Counter()
         self.loss = math.nan
 
     @contextlib.contextmanager
@@ -116,6 +118,12 @@ class Run(harness.Run):
         for name, ms in kernels.items():
             self.split[kind_of(name)] = self.split.get(kind_of(name), 0.0) + ms
         self.top = kernels.most_common(28)
+        spans = sorted(
+            (event.time_range.start, event.time_range.end, event.name)
+            for event in self.profiler.events()
+            if event.device_type == torch.autograd.DeviceType.CUDA
+        )
+        self.idle = idle_between(spans[len(spans) // 2 :])
 
     def report(self, **facts: Any) -> None:
         if facts.get("loss") is not None:
@@ -148,6 +156,18 @@ def kind_of(kernel: str) -> str:
     return "other"
 
 
+def idle_between(spans: list[tuple[float, float, str]]) -> Counter[str]:
+    """Milliseconds in which nothing ran, by the kernel that came next; spans (from, to, name) in
+    microseconds, in order.
+    """
+    idle: Counter[str] = Counter()
+    busy_until = spans[0][1]
+    for begin, end, name in spans[1:]:
+        idle[name] += max(0.0, begin - busy_until) / 1e3
+        busy_until = max(busy_until, end)
+    return idle
+
+
 def load_train(constants: dict[str, Any]) -> ModuleType:
     """A fresh train.py with some constants replaced."""
     from autoresearch.values.constants import substitute
@@ -169,10 +189,13 @@ def load_train(constants: dict[str, Any]) -> ModuleType:
 def load_rows(folder: Path | None, vocab_size: int = 0) -> tuple[list[torch.Tensor], int]:
     """Training shards as the harness hands them over, and their vocabulary.
 
-    Without a folder random tokens of a vocabulary of `vocab_size`.
+    Without a folder random tokens out of `vocab_size`, in documents of 1,200 on average.
     """
     if folder is None:
-        return [torch.randint(0, vocab_size, (60_000, 2049)).to(torch.int16)], vocab_size
+        rows = torch.randint(1, vocab_size, (60_000, 2049)).to(torch.int16)
+        rows[torch.rand(rows.shape) < 1 / 1200] = 0  # begins a document
+        rows[:, 0] = 0
+        return [rows], vocab_size
     paths = sorted(folder.glob("rows_*.npy"))
     shards = [torch.from_numpy(np.load(path).view(np.int16)) for path in paths]
     return shards, np.load(folder / "bytes.npy").shape[1]
@@ -227,6 +250,9 @@ def section_train(preset: str, given: argparse.Namespace, seed: int) -> None:
             say(f"    {kind:24s} {ms:8.2f}")
         say(f"    {'all kernels':24s} {sum(run.split.values()):8.2f}")
         for kernel, ms in run.top:
+            say(f"      {ms:8.3f}  {kernel[:100]}")
+        say(f"    {'nothing (second step)':24s} {sum(run.idle.values()):8.2f}  before")
+        for kernel, ms in run.idle.most_common(8):
             say(f"      {ms:8.3f}  {kernel[:100]}")
 
 
