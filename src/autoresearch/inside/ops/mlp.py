@@ -22,6 +22,7 @@ BACKENDS = ("quack", "triton")  # best first; leave one out to do without it
 # quack's tiles: (rows, columns, ping-pong, cluster rows, cluster columns, swap); (): its default
 UP_TILES: tuple[int, ...] = ()
 DOWN_TILES: tuple[int, ...] = ()
+LOADS_AHEAD = 0  # pieces of the squares under way at once in quack's way back; 0: its own choice, 4
 WEIGHT_SPLITS = 0  # parts into which quack cuts the sums of weight gradients; 0: cuBLAS does them
 
 
@@ -149,7 +150,10 @@ def _tiles(shape: tuple[int, ...]) -> dict[str, Any]:
 @cache
 def load_quack() -> Any:
     """The epilogues; what they compile is kept where QUACK_CACHE_DIR says."""
-    return importlib.import_module("autoresearch.inside.ops.quack_relu2")
+    module = importlib.import_module("autoresearch.inside.ops.quack_relu2")
+    if LOADS_AHEAD:
+        module.load_ahead(LOADS_AHEAD)
+    return module
 
 
 def gemm_relu2(a: Tensor, b: Tensor, squares: Tensor | None = None) -> Tensor:

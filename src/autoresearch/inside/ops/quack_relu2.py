@@ -11,6 +11,7 @@ from functools import cache
 from cutlass import cute
 from quack import activation
 from quack.epilogue.frontend import gemm_epilogue
+from quack.gemm_sm90 import GemmSm90
 
 
 @cache  # quack knows a configuration by its identity
@@ -28,6 +29,15 @@ def tiles(rows, columns, is_pingpong, cluster_rows=2, cluster_columns=1, swaps=F
         is_dynamic_persistent=False,
         device_capacity=9,
     )
+
+
+def load_ahead(num_pieces):
+    """How many pieces of an operand an epilogue asks for at once; a tile of 128 x 192 has 12.
+
+    quack's 4 are 16 KB under way a processor, less than memory's latency wants. Its key of a
+    compiled kernel does not know: another number needs another QUACK_CACHE_DIR.
+    """
+    GemmSm90.epi_c_stage_base = num_pieces
 
 
 def split_product(a, b, num_splits):
