@@ -87,10 +87,10 @@ def residual_bytes(model: Any) -> int:
     """A token's bytes: two adds with norm a layer and the last one, both ways.
 
     Forward, channels: x, y, x0 in, x, h out; x, y in, x, h out. Backward: gradients of x and h and
-    the saved x in, one gradient out; before attention also the sum of x0's in and out.
+    the saved h in, one gradient out; for that of x0 theirs, the first and x0 in, one out.
     """
-    layer = (5 + 4) + (4 + 6)
-    return BF16 * model.width * (layer * len(model.windows) + 4 + 4)
+    layer = (5 + 4) + (4 + 4) + 1
+    return BF16 * model.width * (layer * len(model.windows) + 4 + 4 + 3)
 
 
 def heads_bytes(model: Any) -> int:

@@ -66,18 +66,23 @@ def residual() -> None:
     from autoresearch.inside.ops import residual as ops
 
     meter.say("switch: residual.ENABLED=False is what was; residual.ROWS, WARPS, ROWS_BACK, ...")
-    scalars = [torch.tensor(value, device="cuda", requires_grad=True) for value in (0.9, 0.2)]
+    factor, resid = (torch.tensor(v, device="cuda", requires_grad=True) for v in (0.2, 0.9))
+
+    def fast(x, y, *mixed):  # type: ignore[no-untyped-def]
+        mixed = (ops.share(mixed[0], factor[None])[1][0], resid) if mixed else ()
+        return ops.add_norm(x, y, *mixed)[:2]
+
+    def plain(x, y, *mixed):  # type: ignore[no-untyped-def]
+        mixed = (factor * mixed[0], resid.to(x.dtype)) if mixed else ()
+        return ops.add_norm_twin(x, y, *mixed)[:2]
+
     for width in (512, 640):
         small = [meter.normal(3, 333, width) for _ in range(3)]
-        name = f"add norm, all, C{width}"
-        agree(name, lambda *t: ops.add_norm(*t, front=32)[:3],
-              lambda *t: ops.add_norm_twin(*t, front=32)[:3], [*small, *scalars])  # fmt: skip
-        plain = lambda *t: ops.add_norm_twin(*t)[:2]  # noqa: E731
-        agree(f"add norm, two, C{width}", lambda *t: ops.add_norm(*t)[:2], plain, small[:2])
+        agree(f"add norm, all, C{width}", fast, plain, small)
+        agree(f"add norm, two, C{width}", fast, plain, small[:2])
     x, y, x0, grad, more = (meter.normal(N, C) for _ in range(5))
-    twin = torch.compile(ops.add_norm_twin, dynamic=False)
-    for label, inputs, passes in (("all", [x, y, x0, *scalars], (5, 6)), ("two", [x, y], (4, 4))):
-        for name, function in (("compiled", twin), ("triton", ops.add_norm)):
+    for label, inputs, passes in (("all", [x, y, x0], (5, 7)), ("two", [x, y], (4, 4))):
+        for name, function in (("compiled", torch.compile(plain, dynamic=False)), ("triton", fast)):
             meter.attempt(name, lambda f=function, n=f"{label} {name}", i=inputs, p=passes: (
                 both_ways(f"add norm {n}", f, i, (grad, more), p)))  # fmt: skip
         for rows, warps in ((4, 4), (16, 8), (2, 2), (1, 1)):
@@ -85,7 +90,7 @@ def residual() -> None:
             ops.ROWS_BACK, ops.WARPS_BACK = rows, warps
             label_too = f"add norm {label} {rows} rows {warps} warps"
             meter.attempt(label_too, lambda n=label_too, i=inputs, p=passes: (
-                both_ways(n, ops.add_norm, i, (grad, more), p)))  # fmt: skip
+                both_ways(n, fast, i, (grad, more), p)))  # fmt: skip
         ops.ROWS, ops.WARPS, ops.ROWS_BACK, ops.WARPS_BACK = 8, 4, 4, 4
 
 
@@ -100,22 +105,24 @@ def both_ways(name: str, function: Any, inputs: Any, grads: Any, passes: tuple[i
 
 
 def gradients_of_x0() -> None:
-    """Nine gradients into one: at once, and one by one."""
+    """Nine gradients into one and nine scalars: at once, and one by one."""
     from autoresearch.inside.ops import residual as ops
 
-    meter.say("switch: residual.SHARE=False is what was")
-    summands = [meter.normal(N, C).detach() for _ in range(9)]
-    exact = sum(summand.double() for summand in summands)
-    meter.check("add up 9", [(ops.add_up(summands), exact)], 5e-3)
+    x, straight, *grads = (meter.normal(N, C).detach() for _ in range(11))
+    factors = torch.linspace(0.1, 0.9, 9, device="cuda")
+    exact = straight.double() + sum(f * g.double() for f, g in zip(factors, grads, strict=True))
+    call = lambda: ops.share_backward(straight, list(grads), x, factors)  # noqa: E731
+    meter.check("share 9", [(call()[0], exact)], 5e-3)
     del exact
-    meter.row("add up 9 at once", meter.median_ms(lambda: ops.add_up(summands)), 0, 10 * UNIT)
+    meter.row("share 9 at once", meter.median_ms(call), 0, 12 * UNIT)
 
     def one_by_one() -> None:
-        total = summands[0] + summands[1]
-        for summand in summands[2:]:
-            total = total + summand
+        total = straight
+        for factor, grad in zip(factors, grads, strict=True):
+            total = total + factor * grad
+            (grad * x).sum()
 
-    meter.row("add up 9 one by one", meter.median_ms(one_by_one), 0, 10 * UNIT)
+    meter.row("share 9 one by one", meter.median_ms(one_by_one), 0, 12 * UNIT)
 
 
 def heads() -> None:

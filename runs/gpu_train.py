@@ -138,7 +138,7 @@ class Run(harness.Run):
 
 KINDS = (
     ("split heads", r"split_heads"),
-    ("residual and norm", r"add_norm|add_up"),
+    ("residual and norm", r"add_norm|share_backward"),
     ("attention", r"flash|fmha|FlashAttention|sdpa|flex"),
     ("softcap CE", r"softcap_ce"),
     ("embedding gradient", r"segment_sum|embedding|radix|[sS]ort|indexing_backward"),

@@ -22,7 +22,7 @@ from autoresearch.values.constants import substitute
 TRAIN = Path(ops.__file__).parents[2] / "templates" / "train.py"
 CPU = torch.device("cpu")
 KERNELS = {
-    "residual": ("add_norm", "add_norm_backward", "add_up"),
+    "residual": ("add_norm", "add_norm_backward", "share_backward"),
     "rotary": ("split_heads", "split_heads_backward"),
     "softcap_ce": ("softcap_ce",),
     "table": ("segment_sum",),
@@ -63,16 +63,12 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> set[Any]:
         for name in names:
             monkeypatch.setattr(kernels, name, Recorder(getattr(kernels, name), calls))
 
-    def add_norm(x, y=None, x0=None, resid=None, mix=None, front=0):  # type: ignore[no-untyped-def]
-        return residual.add_norm_forward(x, y, x0, resid, mix, front)[:3]
-
     def attend(q: Tensor, _k: Tensor, _v: Tensor, *_rest: Any) -> tuple[Tensor, Tensor]:
         return q.clone(), q.new_zeros(q.size(0), q.size(2), q.size(1)).float()
 
     def attend_back(grad, q, k, v, out, lse, window, bounds, dv):  # type: ignore[no-untyped-def]
         return q.clone(), k.clone(), dv.zero_()
 
-    monkeypatch.setattr(residual, "add_norm", add_norm)
     monkeypatch.setattr(fa4, "run", attend)
     monkeypatch.setattr(fa4, "run_backward", attend_back)
     return calls

@@ -41,6 +41,9 @@ for dtype, bound in ((torch.float32, 1e-5), (torch.bfloat16, 1e-5)):
     off = softcap_ce.shown(logits, 15.0) - softcap_ce.softcap_twin(logits.double(), 15.0)
     assert off.abs().max() < bound * 15, off.abs().max()
 
+utilities = ("test_schema", "test_autograd_registration", "test_faketensor")
+
+
 def heads_case(num_rows, has_value, G, dtype):
     angles = torch.randn(21, 1, 16).double()
     cos, sin = angles.cos().to(dtype), angles.sin().to(dtype)
@@ -67,35 +70,51 @@ for has_value, offset, G, dtype, bound in (
     for a, b in zip(got, wanted, strict=True):
         assert (a.double() - b).norm() / b.norm() < bound
     arguments = (inputs[0], cos, sin, *rest, 4, offset, 1.3)
-    utilities = ("test_schema", "test_autograd_registration", "test_faketensor")
     torch.library.opcheck(rotary.split_forward, arguments, test_utils=utilities)
 
-for C, has_x0, front, dtype, bound in (
+for C, is_mixed, front, dtype, bound in (
     (48, 1, 8, torch.float32, 1e-5),
     (64, 0, 0, torch.float16, 2e-3),
     (20, 1, 0, torch.float16, 2e-3),
 ):
-    inputs = [torch.randn(3, 7, C).to(dtype) for _ in range(2 + has_x0)]
-    inputs += [torch.tensor(0.8), torch.tensor(0.3)][: 2 * has_x0]
+    inputs = [torch.randn(3, 7, C).to(dtype) for _ in range(2 + is_mixed)]
+    inputs += [torch.tensor([0.3, -0.2, 0.1]), torch.tensor(0.8)][: 2 * is_mixed]
     inputs = [t.requires_grad_() for t in inputs]
     exact = [t.detach().double().requires_grad_() for t in inputs]
-    rest = [] if has_x0 else 3 * [None]
-    outs = residual.add_norm_forward(*inputs, *rest, front)[: 3 if front else 2]
-    goals = residual.add_norm_twin(*exact, *rest, front)[: len(outs)]
+
+    def sums(add_norm, share, x, y, x0=None, factors=None, resid=None, front=front):
+        if x0 is None:
+            return add_norm(x, y, front=front)[: 3 if front else 2]
+        straight, mixed = share(x0, factors)
+        x, h, first = add_norm(x, y, mixed[2], resid, front)
+        x, h, more = add_norm(x, straight, mixed[0], resid, front)  # one of three is not used
+        return (x, h, first, more) if front else (x, h)
+
+    outs = sums(residual.add_norm, residual.share, *inputs)
+    goals = sums(residual.add_norm_twin, residual.share_twin, *exact)
     for used in (slice(None), slice(1, None)):
-        grads = [torch.randn(out.shape).to(dtype) for out in outs[used]]
+        # like x0 in part, or gradients of scalars would be small sums of noise
+        grads = [(torch.randn(t.shape) + inputs[-3 * is_mixed][..., : t.size(-1)]).to(dtype)
+                 for t in outs[used]]
         kept = {"retain_graph": True}
         got = [*outs, *torch.autograd.grad(outs[used], inputs, grads, **kept)]
         grads = [g.double() for g in grads]
         wanted = [*goals, *torch.autograd.grad(goals[used], exact, grads, **kept)]
         for a, b in zip(got, wanted, strict=True):
             assert (a.double() - b).norm() / b.norm() < bound, (C, a.shape)
-    utilities = ("test_schema", "test_autograd_registration", "test_faketensor")
-    arguments = (*inputs, *rest, front)
+    mixed = residual.share(*inputs[2:4])[1][0] if is_mixed else (None, None, None)
+    arguments = (*inputs[:2], *mixed, inputs[4] if is_mixed else None, front)
     torch.library.opcheck(residual.add_norm_forward, arguments, test_utils=utilities)
+    if is_mixed:  # a product is for add_norm alone: whoever reads it will see it
+        assert mixed.product.isnan().all() and torch.equal(mixed.x0, inputs[2])
+        compiled = torch.compile(residual.add_norm, backend="aot_eager", fullgraph=True)
+        results = []
+        for add_norm in (residual.add_norm, compiled):
+            straight, products = residual.share(*inputs[2:4])
+            outs = add_norm(straight, inputs[1], products[1], inputs[4], front)[:2]
+            results.append((*outs, *torch.autograd.grad(sum(map(torch.sum, outs)), inputs[1:])))
+        assert all(map(torch.equal, *results))
 
-x = torch.randn(5, 300).requires_grad_()
-weights = torch.randn(12, 5, 300)
 sizes = {"context": 64, "vocab_size": 32, "width": 48, "num_heads": 4, "kv_heads": 2}
 sizes |= {"head_dim": 16}
 layers = {"windows": [16] * 11, "has_offset": True, "value_layers": [9, 10], "front": 8}
@@ -103,9 +122,16 @@ shape = Shape(**sizes, **layers, has_head_gate=False, has_documents=False)
 residual.try_out(torch.device("cpu"), shape)
 with torch.no_grad():
     residual.try_out(torch.device("cpu"), shape)
-users = residual.share(x, 13)
-loss = sum((user * weight).sum() for user, weight in zip(users, weights))  # one is not used
-torch.testing.assert_close(torch.autograd.grad(loss, x)[0], weights.sum(0))
+x, straight, *grads = torch.randn(14, 5, 300).unbind()
+factors = torch.randn(12)
+for used in (grads, [None, *grads[1:4], *8 * [None]], 12 * [None]):  # more than go at once; none
+    exact = [t.double().requires_grad_() for t in (x, factors)]
+    out, products = residual.share_twin(*exact)
+    pairs = [(p, g) for p, g in zip([out, *products], [straight, *used]) if g is not None]
+    wanted = torch.autograd.grad(sum((p * g).sum() for p, g in pairs), exact, allow_unused=True)
+    for a, b in zip(residual.share_backward(straight, used, x, factors), wanted):
+        torch.testing.assert_close(a.double(), torch.zeros_like(a).double() if b is None else b,
+                                   rtol=1e-5, atol=1e-5)
 
 
 def seen(q, window, bounds):  # as FlashAttention takes windows and documents
@@ -235,8 +261,8 @@ def narrow(kernel, floats, constants):
 
 assert narrow(softcap_ce.softcap, ("out",), {"BLOCK": 2048}) == 0
 heads = {"H": 5, "G": 5, "HALF": 64, "ROWS": 16, "HAS_VALUE": False}
-sums = {"FRONT": 0, "BLOCK": 1024, "HAS_X0": True}
-scalars = ("size", "resid", "mix", "parts")
+sums = {"FRONT": 0, "BLOCK": 1024, "IS_MIXED": True}
+scalars = ("size", "resid", "factor", "factors", "parts")
 for offset in (True, False):
     more = {**heads, "OFFSET": offset}
     assert narrow(rotary.split_heads, (), {**more, "WRITES_VALUES": False}) == 0
@@ -244,6 +270,8 @@ for offset in (True, False):
 assert narrow(residual.add_norm, scalars, {**sums, "ROWS": 8, "HAS_Y": True}) == 0
 sums |= {"ROWS": 4, "HAS_TOTAL": True}
 assert narrow(residual.add_norm_backward, scalars, sums) == 0
+shared = {"NUM": 9, "HAS_STRAIGHT": True, "BLOCK": 2048}
+assert narrow(residual.share_backward, scalars, shared) == 0
 print("fine")
 """
 

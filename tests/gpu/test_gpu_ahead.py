@@ -64,6 +64,12 @@ def test_kernels_appear_before_they_are_called(tmp_path: Path) -> None:
     assert {"fwd", "bwd", "bwd_pre", "bwd_post", "tile_cumsum", "blocks_to_batch"} <= parts
     assert sum(path.is_relative_to(tmp_path / "quack") for path in made) == 2
     kernels = {path.stem for path in made if path.suffix == ".cubin"}
-    assert {"add_norm", "add_norm_backward", "add_up", "segment_sum", "softcap_ce"} <= kernels
+    assert {
+        "add_norm",
+        "add_norm_backward",
+        "share_backward",
+        "segment_sum",
+        "softcap_ce",
+    } <= kernels
     assert {"split_heads", "split_heads_backward"} <= kernels
     assert run(CALL) == made  # attention as a step calls it, by documents of many rows

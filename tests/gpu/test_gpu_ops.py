@@ -180,19 +180,38 @@ def test_add_norm(num: int, width: int, num_inputs: int, front: int) -> None:
     pytest.importorskip("triton")
     inputs = [normal(3, num, width) for _ in range(num_inputs)]
     if num_inputs == 3:
-        inputs += [torch.tensor(s, device=CUDA, requires_grad=True) for s in (0.9, 0.2)]
+        inputs += [torch.tensor(s, device=CUDA, requires_grad=True) for s in (0.2, 0.9)]
 
-    def used(function: Callable[..., Any]) -> Callable[..., Any]:
-        return lambda *t: function(*t, front=front)[: 3 if front else 2]
+    def used(add_norm: Callable[..., Any], share: Callable[..., Any]) -> Callable[..., Any]:
+        def sums(*t: torch.Tensor) -> Any:
+            if num_inputs < 3:
+                return add_norm(*t, front=front)[: 3 if front else 2]
+            x, y, x0, factor, resid = t
+            mixed = share(x0, factor[None])[1][0]
+            return add_norm(x, y, mixed, resid, front)[: 3 if front else 2]
 
-    assert_agree(used(residual.add_norm), used(residual.add_norm_twin), inputs, 1e-2)
+        return sums
+
+    twin = used(residual.add_norm_twin, residual.share_twin)
+    assert_agree(used(residual.add_norm, residual.share), twin, inputs, 1e-2)
 
 
 @pytest.mark.parametrize("num", [1, 2, 9, 23])
 def test_share(num: int) -> None:
-    """The gradients of all users are added up."""
+    """What all layers give back, of x and of the factors."""
     pytest.importorskip("triton")
-    assert_agree(lambda x: residual.share(x, num), lambda x: [x * 1] * num, [normal(99, 333)], 5e-3)
+    factors = torch.linspace(-1, 1, num, device=CUDA, requires_grad=True)
+
+    def sums(add_norm: Callable[..., Any], share: Callable[..., Any]) -> Callable[..., Any]:
+        def function(x: torch.Tensor, y: torch.Tensor, factors: torch.Tensor) -> Any:
+            straight, mixed = share(x, factors)
+            return [straight * 1, *(add_norm(y, None, one, factors[0])[0] for one in mixed)]
+
+        return function
+
+    twin = sums(residual.add_norm_twin, residual.share_twin)
+    inputs = [normal(99, 333), normal(99, 333), factors]
+    assert_agree(sums(residual.add_norm, residual.share), twin, inputs, 1e-2)
 
 
 @pytest.mark.parametrize("has_documents", [True, False])

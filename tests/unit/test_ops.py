@@ -256,7 +256,7 @@ class TestAhead:
         names = [Counter(call.func.__name__ for call in calls) for calls in (forth, both)]
         each = {"try_forward": 2, "try_up": 1, "try_kind": 4, "call_kernels": 2}
         assert names[0] == {**each, "try_out": 1}
-        back = {"try_backward": 2, "try_down": 1, "call_kernel": 2, "try_sum": 1}
+        back = {"try_backward": 2, "try_down": 1, "call_kernel": 2, "try_share": 1}
         assert names[1] == {**each, **back}
         short = replace(SHAPE, windows=[64] * 3)
         assert len(ahead.list_calls(CPU, short, True)) == len(forth) - 1
@@ -462,11 +462,14 @@ def test_split_heads_twin_is_train_s(train: ModuleType, has_value: bool, offset:
     train.QK_GAIN = 1.0
 
 
-def test_add_norm_twin_is_train_s(train: ModuleType) -> None:
-    """On a CPU the operator is its twin, and train.py's own computes the same."""
-    inputs = (*(double(2, 7, 8) for _ in range(3)), double(), double())
-    for got, wanted in zip(residual.add_norm(*inputs, 4), train.add_norm(*inputs, 4), strict=True):
+def test_sums_of_the_stream_are_train_s(train: ModuleType) -> None:
+    """The twins of add_norm and share are what train.py computes."""
+    x, y, x0, resid, factors = (double(*shape) for shape in ((2, 7, 8),) * 3 + ((), (3,)))
+    for got, wanted in zip(
+        residual.add_norm_twin(x, y, x0, resid, 4), train.add_norm(x, y, x0, resid, 4), strict=True
+    ):
         torch.testing.assert_close(got, wanted)
+    torch.testing.assert_close(residual.share_twin(x, factors), train.share(x, factors))
 
 
 def test_mlp_keeps_only_squares() -> None:

@@ -168,17 +168,17 @@ def gate_heads(seen, first, weights):
     return seen * (2 * torch.sigmoid(F.linear(first, weights)))[..., None]
 
 
-def add_norm(x, y=None, x0=None, resid=None, mix=None, front=0):
-    """x + y, or resid (x + y) + mix x0; that normed; the first channels of this."""
+def add_norm(x, y=None, mixed=None, resid=None, front=0):
+    """x + y, or resid (x + y + mixed); that normed; the first channels of this."""
     x = x if y is None else x + y
-    x = x if x0 is None else resid * x + mix * x0
+    x = x if mixed is None else resid * (x + mixed)
     h = norm(x)
     return x, h, h[..., :front]
 
 
-def share(x, num):
-    """A tensor for several users; their gradients are added up."""
-    return [x] * num
+def share(x, factors):
+    """x, and for add_norm alone to read x times each of factors (L,), which others never make."""
+    return x, [factor * x for factor in factors.unbind()]
 
 
 def relu2_mlp(x, fc, proj):
@@ -303,15 +303,15 @@ def pick_precision(device):
     return torch.bfloat16 if has_fast_bf16 else torch.float32
 
 
-def block(x, y, x0, cos, sin, resid, mix, weights, value, window, documents, ops):
-    """One layer: x, x0 (B, T, C); resid, mix scalars; value (B, T, G D) or None: of each token.
+def block(x, y, mixed, resid, cos, sin, weights, value, window, documents, ops):
+    """One layer: x (B, T, C), mixed likewise; resid a scalar; value (B, T, G D) or None.
 
     The stream comes and goes as x + y: what the MLP adds is added with the next norm, in one pass.
     """
     qkv, out, fc, proj, gate, head_gate = weights
     num_heads = x.size(-1) // (2 * cos.size(-1))
     front = 0 if gate is None and head_gate is None else GATE_CHANNELS
-    x, h, first = ops.add_norm(x, y, x0, resid, mix, front)
+    x, h, first = ops.add_norm(x, y, mixed, resid, front)
     # gates start at exactly 1: their weights are zero
     opening = None if gate is None else F.linear(first, gate)
     heads = F.linear(h, qkv)
@@ -400,7 +400,7 @@ class GPT(nn.Module):
         qkv = torch.cat([bank.to(dtype) for bank in (self.q, self.k, self.v)], dim=1)
         banks = (qkv, self.out.to(dtype), self.fc.to(dtype), self.proj.to(dtype))
         matrices = list(zip(*(bank.unbind() for bank in banks), strict=True))
-        resid, mix = self.lambda_resid.unbind(), self.lambda_x0.unbind()
+        resid = self.lambda_resid.unbind()
         gates = self.gate.to(dtype).unbind()
         kept = torch.bfloat16 if TABLES_BF16 else dtype
         embedded, looked_up = ops.lookup(tokens, self.embedding.to(kept), self.values.to(kept))
@@ -413,7 +413,7 @@ class GPT(nn.Module):
             gate = self.bigram_gate[0].to(dtype)
         documents = ops.find_documents(tokens, self.bos) if DOCUMENT_MASK else None
         x0 = self.enter(embedded.to(dtype), bigrams, gate)
-        x, *copies = ops.share(x0, 1 + L)
+        x, mixed = ops.share(x0, self.lambda_x0 / self.lambda_resid)  # resid is a factor of all
         y = None
         for i in range(L):
             value, gate = values.get(i, (None, None))
@@ -421,7 +421,7 @@ class GPT(nn.Module):
             weights = (*matrices[i], gate, head_gate)
             window = self.windows[i] if self.windows[i] < self.context - 1 else -1
             rest = (weights, value, ops.window(window), documents, ops)
-            x, y = self.block(x, y, copies[i], cos, sin, resid[i], mix[i], *rest)
+            x, y = self.block(x, y, mixed[i], resid[i], cos, sin, *rest)
         x = ops.add_norm(x, y)[1]
         if targets is not None:
             return ops.head_loss(x, self.head, targets)

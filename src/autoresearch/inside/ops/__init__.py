@@ -87,9 +87,7 @@ def install(
                 operators.window = heads.as_tensor
     works = partial(once, f"residual {shape}", device, partial(residual.try_out, device, shape))
     if residual.ENABLED and _is_fine(operators, "residual", works):
-        operators.add_norm = residual.add_norm
-        if residual.SHARE:
-            operators.share = residual.share
+        operators.add_norm, operators.share = residual.add_norm, residual.share
     backend, reason = _mlp.choose(device)
     operators.names["mlp"] = f"{backend or 'torch'} ({reason})" if reason else backend
     if backend:

@@ -80,7 +80,7 @@ def list_calls(device: torch.device, shape: Shape, is_scored: bool) -> list[Call
         calls.append(partial(mlp.try_down, "quack", device))
         calls.append(partial(softcap_ce.call_kernel, device, shape))
         calls.append(partial(table.call_kernel, device, shape))
-        calls.append(partial(residual.try_sum, device, shape))
+        calls.append(partial(residual.try_share, device, shape))
     for kind in residual.list_kinds(shape):
         calls.append(partial(residual.try_kind, device, shape.width, kind))
     for has_value in shape.value_forms:

@@ -1,10 +1,10 @@
 """The residual stream: sums and the norm after them in one kernel, and one sum of many gradients.
 
 A layer adds to the stream twice and norms it twice. Forward, one kernel reads what is added and
-writes sum and normed sum; backward, one kernel turns both gradients into that of what was added,
-and sums up the gradients of the two scalars on the way. Backward needs the normed sum and a length
-a token: the sum is their product and is not kept. `share` gives a tensor to all layers and adds
-their gradients up at the end: (n + 1) passes over the bytes, not 3 (n - 1).
+writes sum and normed sum; backward, one kernel turns both gradients into that of what was added.
+Backward needs the normed sum and a length a token: the sum is their product and is not kept.
+`share` mixes one tensor into all layers without a copy for each, forward or backward: layers read
+the tensor itself, and its gradient is made at the end from those of the stream, which exist anyway.
 """
 
 from __future__ import annotations
@@ -20,10 +20,9 @@ from autoresearch.inside.ops.shape import Shape
 from autoresearch.inside.ops.trial_call import both_ways, compare
 
 ENABLED = True  # False: plain torch, compiled
-SHARE = True  # False: autograd adds the gradients one by one
 ROWS, WARPS = 8, 4  # tokens and warps a program, forward
 ROWS_BACK, WARPS_BACK = 4, 4  # backward
-MAX_SUMMANDS = 10  # that the kernel of `share` takes at once
+GRADIENTS_AT_ONCE = 9  # that the kernel of `share` takes
 _LEAST_RESID = 1e-3  # the scalar's gradient is a quotient: below this it is damped
 
 TRIED_TOKENS = 64  # of a trial call; Triton compiles another kernel unless 16 divides it
@@ -31,11 +30,22 @@ TRIED_TOKENS = 64  # of a trial call; Triton compiles another kernel unless 16 d
 Sums = tuple[Tensor, Tensor, Tensor]
 
 
+class Mixed(NamedTuple):
+    """`factor` times `x0`, which nobody has made: for add_norm alone to read.
+
+    `product` stands for it in autograd; its values are NaN.
+    """
+
+    product: Tensor
+    x0: Tensor
+    factor: Tensor
+
+
 class Kind(NamedTuple):
     """What a sum of the model is made of, and what of it is used."""
 
     has_y: bool = True
-    has_x0: bool = False
+    is_mixed: bool = False
     front: int = 0
     is_last: bool = False  # the sum before the norm has no gradient
 
@@ -43,41 +53,41 @@ class Kind(NamedTuple):
 def add_norm_twin(
     x: Tensor,
     y: Tensor | None = None,
-    x0: Tensor | None = None,
+    mixed: Tensor | None = None,
     resid: Tensor | None = None,
-    mix: Tensor | None = None,
     front: int = 0,
 ) -> Sums:
-    """The definition: x + y, or resid (x + y) + mix x0; that normed; the first channels of this.
+    """The definition: x + y, or resid (x + y + mixed); that normed; the first channels of this.
 
     Args:
         x: (..., C).
         y: likewise, added; or None.
-        x0: likewise, mixed in; or None, then `resid` and `mix` are None too.
+        mixed: likewise, one of what `share` gives; or None, then `resid` is None too.
         resid: a scalar.
-        mix: a scalar.
         front: how many channels the third result has.
     """
     if y is not None:
         x = x + y
-    if x0 is not None:
-        x = resid * x + mix * x0
+    if mixed is not None:
+        x = resid * (x + mixed)
     normed = F.rms_norm(x, (x.size(-1),), eps=1e-6)
     return x, normed, normed[..., :front]
+
+
+def share_twin(x: Tensor, factors: Tensor) -> tuple[Tensor, list[Tensor]]:
+    """The definition: x, and x times each of factors (L,), for add_norm alone to read."""
+    return x, [factor * x for factor in factors.unbind()]
 
 
 def add_norm(
     x: Tensor,
     y: Tensor | None = None,
-    x0: Tensor | None = None,
+    mixed: Mixed | None = None,
     resid: Tensor | None = None,
-    mix: Tensor | None = None,
     front: int = 0,
 ) -> Sums:
-    """As the twin, which it is on a CPU."""
-    if x.device.type == "cpu":
-        return add_norm_twin(x, y, x0, resid, mix, front)
-    total, normed, first, _ = add_norm_forward(x, y, x0, resid, mix, front)
+    """As the twin."""
+    total, normed, first, _ = add_norm_forward(x, y, *(mixed or (None, None, None)), resid, front)
     return total, normed, first
 
 
@@ -85,12 +95,16 @@ def add_norm(
 def add_norm_forward(
     x: Tensor,
     y: Tensor | None,
+    product: Tensor | None,
     x0: Tensor | None,
+    factor: Tensor | None,
     resid: Tensor | None,
-    mix: Tensor | None,
     front: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Sum, normed sum, its first channels, and the length (...) in float32 that parts the two."""
+    """Sum, normed sum, its first channels, and the length (...) in float32 that parts the two.
+
+    `product` has a gradient, of x0 and factor, and is not read.
+    """
     from autoresearch.inside.ops.kernels import residual as kernels
 
     x, C = x.contiguous(), x.size(-1)
@@ -100,8 +114,8 @@ def add_norm_forward(
         x,
         x if y is None else y.contiguous(),
         x if x0 is None else x0.contiguous(),
+        x if factor is None else factor,
         x if resid is None else resid,
-        x if mix is None else mix,
         total,
         normed,
         first,
@@ -112,7 +126,7 @@ def add_norm_forward(
         ROWS=ROWS,
         BLOCK=_power(C),
         HAS_Y=y is not None,
-        HAS_X0=x0 is not None,
+        IS_MIXED=x0 is not None,
         num_warps=WARPS,
     )
     return total, normed, first, size
@@ -133,9 +147,10 @@ def _power(width: int) -> int:
 def _(
     x: Tensor,
     y: Tensor | None,
+    product: Tensor | None,
     x0: Tensor | None,
+    factor: Tensor | None,
     resid: Tensor | None,
-    mix: Tensor | None,
     front: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return _outputs(x, front)
@@ -148,46 +163,37 @@ def add_norm_backward(
     dfirst: Tensor | None,
     normed: Tensor,
     size: Tensor,
-    x0: Tensor | None,
     resid: Tensor | None,
-    mix: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of x (and y), of x0, and (2,) of the scalars; the last two are empty without x0."""
+) -> tuple[Tensor, Tensor]:
+    """Gradients of all that was added, and of the scalar, which is empty without one."""
     from autoresearch.inside.ops.kernels import residual as kernels
 
     C, num, front = normed.size(-1), size.numel(), 0 if dfirst is None else dfirst.size(-1)
     num_programs = -(-num // ROWS_BACK)
     dx = torch.empty_like(normed)
-    dx0 = normed.new_empty(normed.shape if x0 is not None else (0,))
-    parts = size.new_empty((2, num_programs) if x0 is not None else (0,))
+    parts = size.new_empty(num_programs if resid is not None else 0)
     kernels.add_norm_backward[(num_programs,)](
         normed if dtotal is None else dtotal.contiguous(),
         dnormed.contiguous(),
         normed if dfirst is None else dfirst.contiguous(),
         normed,
         size,
-        normed if x0 is None else x0.contiguous(),
         size if resid is None else resid,
-        size if mix is None else mix,
         dx,
-        dx0 if x0 is not None else dx,
-        parts if x0 is not None else size,
+        size if resid is None else parts,
         num,
         C,
-        num_programs,
         FRONT=front,
         ROWS=ROWS_BACK,
         BLOCK=_power(C),
         HAS_TOTAL=dtotal is not None,
-        HAS_X0=x0 is not None,
+        IS_MIXED=resid is not None,
         num_warps=WARPS_BACK,
     )
-    if resid is None or mix is None:
-        return dx, dx0, parts
-    along, along0 = parts.sum(1).unbind()  # products of the gradient with the sum, and with x0
+    if resid is None:
+        return dx, parts
     small = resid.abs() < _LEAST_RESID
-    dresid = (along - mix * along0) / torch.where(small, _LEAST_RESID, resid)
-    return dx, dx0, torch.stack((dresid, along0))
+    return dx, parts.sum() / torch.where(small, _LEAST_RESID, resid)
 
 
 @add_norm_backward.register_fake
@@ -197,19 +203,15 @@ def _(
     dfirst: Tensor | None,
     normed: Tensor,
     size: Tensor,
-    x0: Tensor | None,
     resid: Tensor | None,
-    mix: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    has_x0 = x0 is not None
-    dx0 = normed.new_empty(normed.shape if has_x0 else (0,))
-    return torch.empty_like(normed), dx0, size.new_empty((2,) if has_x0 else (0,))
+) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(normed), size.new_empty(() if resid is not None else 0)
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    _, y, x0, resid, mix, _ = inputs
-    ctx.has_y, ctx.has_x0 = y is not None, x0 is not None
-    ctx.save_for_backward(output[1], output[3], *((x0, resid, mix) if ctx.has_x0 else ()))
+    _, y, product, _, _, resid, _ = inputs
+    ctx.has_y, ctx.is_mixed = y is not None, product is not None
+    ctx.save_for_backward(output[1], output[3], *([resid] if ctx.is_mixed else []))
     ctx.set_materialize_grads(False)
 
 
@@ -225,53 +227,70 @@ def _gradient(
         dnormed = torch.zeros_like(normed)
     if dfirst is not None and dfirst.size(-1) == 0:
         dfirst = None
-    grads = (dtotal, dnormed, dfirst, normed, size)
-    dx, dx0, scalars = add_norm_backward(*grads, *(rest or (None, None, None)))
-    dy = dx if ctx.has_y else None
-    if not rest:
-        return dx, dy, *(4 * [None])
-    dresid, dmix = (part.to(scalar.dtype) for part, scalar in zip(scalars, rest[1:], strict=True))
-    return dx, dy, dx0, dresid, dmix, None
+    resid = rest[0] if rest else None
+    dx, dresid = add_norm_backward(dtotal, dnormed, dfirst, normed, size, resid)
+    dy, dproduct = dx if ctx.has_y else None, dx if ctx.is_mixed else None
+    return dx, dy, dproduct, None, None, None if resid is None else dresid.to(resid.dtype), None
 
 
 add_norm_forward.register_autograd(_gradient, setup_context=_setup)
 
 
-def share(x: Tensor, num: int) -> list[Tensor]:
-    """`num` times the same tensor; the gradients are added up at once, in float32."""
-    return list(_Share.apply(x, num))
+def share(x: Tensor, factors: Tensor) -> tuple[Tensor, list[Mixed]]:
+    """As the twin, but that the products are not there."""
+    own, *products = _Share.apply(x, factors)
+    given = (x.detach(), factors.detach())
+    return own, [Mixed(product, given[0], given[1][i]) for i, product in enumerate(products)]
 
 
 class _Share(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, num: int) -> tuple[Tensor, ...]:
+    def forward(ctx: Any, x: Tensor, factors: Tensor) -> tuple[Tensor, ...]:
         ctx.set_materialize_grads(False)
-        return tuple(x.view_as(x) for _ in range(num))
+        ctx.save_for_backward(x, factors)
+        nothing = x.new_full((len(factors),), torch.nan)
+        return x.view_as(x), *(one.expand(x.shape) for one in nothing.split(1))
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, None]:
-        return add_up([grad for grad in grads if grad is not None]), None
+    def backward(ctx: Any, straight: Tensor | None, *grads: Tensor | None) -> tuple[Tensor, Tensor]:
+        return share_backward(straight, list(grads), *ctx.saved_tensors)
 
 
-def add_up(summands: list[Tensor]) -> Tensor | None:
-    """The sum of tensors of one shape, in few passes; None of none."""
+def share_backward(
+    straight: Tensor | None, grads: list[Tensor | None], x: Tensor, factors: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Gradients of x and of factors, in few passes; None counts as zeros."""
     from autoresearch.inside.ops.kernels import residual as kernels
 
-    if not summands:
-        return None
-    summands = [summand.contiguous() for summand in summands]
-    while len(summands) > 1:
-        part, summands = summands[:MAX_SUMMANDS], summands[MAX_SUMMANDS:]
-        total, num = torch.empty_like(part[0]), part[0].numel()
-        padded = part + part[:1] * (MAX_SUMMANDS - len(part))
-        kernels.add_up[(-(-num // 2048),)](*padded, total, num, NUM=len(part), BLOCK=2048)
-        summands = [total, *summands]
-    return summands[0]
+    given = [(i, grad.contiguous()) for i, grad in enumerate(grads) if grad is not None]
+    along = [factors.new_zeros((), dtype=torch.float32)] * len(factors)
+    total, num, block = straight, x.numel(), 2048
+    num_programs = -(-num // block)
+    for start in range(0, len(given), GRADIENTS_AT_ONCE):
+        places, part = zip(*given[start : start + GRADIENTS_AT_ONCE], strict=True)
+        parts = along[0].new_empty(len(part), num_programs)
+        before, total = total, torch.empty_like(part[0])
+        kernels.share_backward[(num_programs,)](
+            total if before is None else before.contiguous(),
+            *part,
+            *part[:1] * (GRADIENTS_AT_ONCE - len(part)),
+            x.contiguous(),
+            torch.stack([factors[i] for i in places]).float(),
+            total,
+            parts,
+            num,
+            NUM=len(part),
+            HAS_STRAIGHT=before is not None,
+            BLOCK=block,
+        )
+        for i, whole in zip(places, parts.sum(1).unbind(), strict=True):
+            along[i] = whole
+    return torch.zeros_like(x) if total is None else total, torch.stack(along).to(factors.dtype)
 
 
 def list_kinds(shape: Shape) -> list[Kind]:
     """The sums that a model makes, each kind once."""
-    kinds = {Kind(has_y=i > 0, has_x0=True, front=front) for i, front in enumerate(shape.fronts)}
+    kinds = {Kind(has_y=i > 0, is_mixed=True, front=front) for i, front in enumerate(shape.fronts)}
     return sorted(kinds | {Kind(), Kind(is_last=True)})
 
 
@@ -280,35 +299,48 @@ def try_out(device: torch.device, shape: Shape) -> None:
     for kind in list_kinds(shape):
         try_kind(device, shape.width, kind)
     if torch.is_grad_enabled():
-        try_sum(device, shape)
+        try_share(device, shape)
 
 
 def try_kind(device: torch.device, width: int, kind: Kind) -> None:
     """Both ways on a small input; raises if the results are not the twin's."""
     generator = torch.Generator(device).manual_seed(0)
     options: dict[str, Any] = {"device": device, "dtype": torch.bfloat16, "generator": generator}
-    inputs = list(torch.randn((3, TRIED_TOKENS, width), **options).unbind())
-    inputs += [torch.tensor(value, device=device) for value in (0.9, 0.2)]
-    x, y, x0, *scalars = inputs
+    x, y, x0 = torch.randn((3, TRIED_TOKENS, width), **options).unbind()
+    resid, factor = (torch.tensor(value, device=device) for value in (0.9, 0.2))
     given = {"x": x} | ({"y": y} if kind.has_y else {})
-    given |= {"x0": x0, "resid": scalars[0], "mix": scalars[1]} if kind.has_x0 else {}
+    given |= {"mixed": factor * x0, "resid": resid} if kind.is_mixed else {}
     grads = list(torch.randn((3, TRIED_TOKENS, width), **options).unbind())
-    grads[0] += x + x0  # or the scalars' gradients would be small sums of noise
+    grads[0] += x + x0  # or the scalar's gradient would be a small sum of noise
     grads[2] = grads[2][:, : kind.front]
 
-    def sums(function: Any, *own: Tensor) -> list[Tensor]:
-        results = function(**dict(zip(given, own, strict=True)), front=kind.front)
+    def sums(function: Any, mix: Any, *own: Tensor) -> list[Tensor]:
+        values: dict[str, Any] = dict(zip(given, own, strict=True))
+        if kind.is_mixed:
+            values["mixed"] = mix(values["mixed"])
+        results = function(**values, front=kind.front)
         return [results[1]] if kind.is_last else [t for t in results if t.numel()]
 
     grads = grads[1:2] if kind.is_last else grads[: 3 if kind.front else 2]
-    results = both_ways(partial(sums, add_norm), given.values(), grads)
-    wanted = both_ways(partial(sums, add_norm_twin), [t.float() for t in given.values()], grads)
+    mix = partial(Mixed, x0=x0, factor=factor)
+    results = both_ways(partial(sums, add_norm, mix), given.values(), grads)
+    exact = [t.float() for t in given.values()]
+    wanted = both_ways(partial(sums, add_norm_twin, lambda product: product), exact, grads)
     compare(zip(results, wanted, strict=True))
 
 
-def try_sum(device: torch.device, shape: Shape) -> None:
-    """The gradients of all users of one tensor, small; raises if the result is not their sum."""
+def try_share(device: torch.device, shape: Shape) -> None:
+    """What all layers give back, small; raises if the results are not the twin's."""
     generator = torch.Generator(device).manual_seed(0)
-    size = (1 + shape.num_layers, TRIED_TOKENS, shape.width)
-    summands = torch.randn(size, device=device, dtype=torch.bfloat16, generator=generator)
-    compare([(add_up(list(summands.unbind())), summands.float().sum(0))])
+    size = (2 + shape.num_layers, TRIED_TOKENS, shape.width)
+    values = torch.randn(size, device=device, dtype=torch.bfloat16, generator=generator)
+    x, straight, *grads = values.unbind()
+    factors = torch.linspace(0.2, 0.4, shape.num_layers, device=device)
+    results = share_backward(straight, list(grads), x, factors)
+    own = [t.float().requires_grad_() for t in (x, factors)]
+    with torch.enable_grad():
+        outs, products = share_twin(*own)
+    wanted = torch.autograd.grad(
+        (outs, *products), own, [straight.float(), *(g.float() for g in grads)]
+    )
+    compare(zip(results, wanted, strict=True))
