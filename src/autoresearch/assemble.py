@@ -182,7 +182,10 @@ def train_once(
         open_referee(workspace, config) as referee,
     ):
         note_session(ledger, config, branch, referee)
-        run_id = ledger.history().next_run_id
+        history = ledger.history(branch.name)
+        if not is_script:  # a script has a pace of its own, and is never kept
+            referee.scoring.limit_by(history.runs_of(history.baseline))
+        run_id = history.next_run_id
         spec = RunSpec(
             run_id=run_id,
             source=source,

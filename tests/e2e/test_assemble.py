@@ -1,0 +1,118 @@
+"""What the commands put together: real ledger and git in a real workspace, a referee that computes
+scores from a constant.
+"""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fakereferee import SCORING_S, TRAIN, FakeReferee, Watcher
+
+from autoresearch import arena, assemble
+from autoresearch.referee.scoring import UNKNOWN_LIMIT_S, Scoring
+from autoresearch.search.history import History
+from autoresearch.search.ledger import Ledger
+from autoresearch.system.git import Repository
+from autoresearch.values.records import Measurement, Trial
+from autoresearch.workspace import Workspace, open_workspace
+
+SETTINGS = """\
+[judge]
+calibration_runs = 2
+implausible_gain_frac = 0.9
+audit_frac = 0.0
+policy = "greedy"
+[session]
+max_trials = 1
+[researcher]
+kind = "scripted"
+script = "edits"
+[confirm]
+at_end = false
+"""
+
+
+class Bench:
+    """A workspace and its referee, anew for each command."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        repository = Repository.create(root)
+        (root / "autoresearch.toml").write_text(SETTINGS)
+        (root / "edits").mkdir()
+        (root / "edits" / "1.toml").write_text("[constants]\nSCORE = 1.8\n")
+        (root / "train.py").write_text(TRAIN)
+        repository.commit_files(["train.py"], "start")
+        self.referee = FakeReferee()
+
+    @property
+    def workspace(self) -> Workspace:
+        """As a command opens it."""
+        return open_workspace(self.root)
+
+    @property
+    def history(self) -> History:
+        """The ledger, read by somebody else."""
+        with Ledger.read(self.workspace.ledger_path) as ledger:
+            return ledger.history()
+
+    @contextmanager
+    def open_referee(self, *_: Any) -> Iterator[FakeReferee]:
+        """Stands in for assemble.open_referee: what limits the scorer is forgotten."""
+        self.referee.scoring, self.referee.limits_s = Scoring(self.referee.host), []
+        yield self.referee
+
+    def run(self) -> Watcher:
+        """`autoresearch run`; who watched."""
+        watcher = Watcher()
+        with assemble.open_session(self.workspace, self.workspace.config, watcher) as session:
+            session.run()
+        return watcher
+
+    def write(self, score: float) -> str:
+        """Edit train.py on the disk."""
+        source = TRAIN.replace("SCORE = 2.0", f"SCORE = {score}")
+        self.workspace.write_train(source)
+        return source
+
+    def try_out(self) -> Trial:
+        """`autoresearch train -m`."""
+        return assemble.try_out(self.workspace, self.workspace.config, "an edit", Watcher())
+
+    def train_once(self, **more: Any) -> Measurement:
+        """`autoresearch train` and `replay`."""
+        source = self.workspace.read_train()
+        words = {"commit": "none", "description": "as it is", "seed": 1, **more}
+        return assemble.train_once(self.workspace, self.workspace.config, source, **words)
+
+    def git(self, *arguments: str) -> None:
+        """What a person does."""
+        names = ("-c", "user.name=p", "-c", "user.email=p@localhost")
+        subprocess.run(["git", *names, *arguments], cwd=self.root, check=True, capture_output=True)
+
+
+@pytest.fixture
+def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bench:
+    """A fresh workspace."""
+    bench = Bench(tmp_path / "w")
+    monkeypatch.setattr(assemble, "open_referee", bench.open_referee)
+    return bench
+
+
+def test_single_runs_are_scored_within_the_sessions_limit(bench: Bench) -> None:
+    """`train`, `replay` and the arena's pairs; a script has a pace of its own."""
+    bench.train_once()
+    assert bench.referee.limits_s == [UNKNOWN_LIMIT_S]
+    bench.run()
+    bench.train_once()
+    assert bench.referee.limits_s == [3 * SCORING_S]
+    bench.train_once(is_script=True)
+    assert bench.referee.limits_s == [UNKNOWN_LIMIT_S]
+    folder = bench.root.rename(bench.root.with_name("tpe-01"))
+    arena.run_pairs(folder, 1)
+    assert bench.referee.limits_s == [3 * SCORING_S] * 2
