@@ -123,8 +123,11 @@ def _start(ledger: Ledger, config: Config, branch: Branch, baseline: str, refere
     ledger.start_session(config, branch.name, baseline, host, branch.read(baseline))
 
 
-def try_out(workspace: Workspace, config: Config, description: str, observer: Observer) -> Trial:
-    """Judge the train.py on the disk as a trial, then put the champion's there.
+def try_out(
+    workspace: Workspace, config: Config, description: str, observer: Observer
+) -> tuple[Trial, bool]:
+    """Judge the train.py on the disk as a trial, then put the champion's there; the trial, and
+    whether that was done: a file that was edited meanwhile is left alone.
 
     The loop's own session does it, so all that holds for a night holds here: calibration first,
     fresh seeds, replicates, audits. A trial that a death left open is finished before.
@@ -133,22 +136,22 @@ def try_out(workspace: Workspace, config: Config, description: str, observer: Ob
         UserError: the edit was turned down before it cost a run.
         Interrupted: Ctrl-C twice; train.py stays as it is.
     """
-    researcher = HandResearcher(workspace.read_train(), description)
+    edit = workspace.read_train()
+    researcher = HandResearcher(edit, description)
     name = Branch(workspace.repository, config.session.tag).name
     with Ledger.open(workspace.ledger_path) as ledger:
         before = ledger.history(name)
     limits = {"max_trials": len(before.trials) + 1, **_NO_OTHER_LIMITS}
-    with open_session(
-        workspace, override(config, session=limits), observer, researcher=researcher
-    ) as session:
+    config = override(config, session=limits, confirm={"at_end": False})  # one trial was asked for
+    with open_session(workspace, config, observer, researcher=researcher) as session:
         reason = session.run()
         history = session.history
         if len(history.trials) == len(before.trials):
             refusals = history.refusals[len(before.refusals) :]
             why = refusals[-1].reason if refusals else reason
             raise UserError(f"not run: {why}; change train.py and try again")
-        workspace.write_train(session.branch.read(history.champion))
-        return history.trials[-1]
+        champion = session.branch.read(history.champion)
+        return history.trials[-1], workspace.replace_train(edit, champion)
 
 
 def note_session(ledger: Ledger, config: Config, branch: Branch, referee: Referee) -> None:

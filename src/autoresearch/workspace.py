@@ -12,6 +12,7 @@ stays hidden in the package.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib.resources
 import json
@@ -98,6 +99,16 @@ class Workspace:
     def write_train(self, source: str) -> None:
         """Put another train.py on the disk."""
         write_atomic(self.train_path, source)
+
+    def replace_train(self, expected: str, source: str) -> bool:
+        """Put another train.py in the place of `expected`; False where somebody changed it since,
+        and it is left alone.
+        """
+        with contextlib.suppress(UserError):
+            if self.read_train() == expected:
+                self.write_train(source)
+                return True
+        return False
 
     def require_clean(self) -> None:
         """Refuse to start from a train.py that no commit holds.

@@ -18,7 +18,7 @@ from autoresearch.referee.scoring import UNKNOWN_LIMIT_S, Scoring
 from autoresearch.search.history import History
 from autoresearch.search.ledger import Ledger
 from autoresearch.system.git import Repository
-from autoresearch.values.records import Measurement, Trial
+from autoresearch.values.records import Measurement, Trial, Verdict
 from autoresearch.workspace import Workspace, open_workspace
 
 SETTINGS = """\
@@ -80,7 +80,7 @@ class Bench:
         self.workspace.write_train(source)
         return source
 
-    def try_out(self) -> Trial:
+    def try_out(self) -> tuple[Trial, bool]:
         """`autoresearch train -m`."""
         return assemble.try_out(self.workspace, self.workspace.config, "an edit", Watcher())
 
@@ -116,3 +116,33 @@ def test_single_runs_are_scored_within_the_sessions_limit(bench: Bench) -> None:
     folder = bench.root.rename(bench.root.with_name("tpe-01"))
     arena.run_pairs(folder, 1)
     assert bench.referee.limits_s == [3 * SCORING_S] * 2
+
+
+@pytest.mark.parametrize("score", [1.8, 2.2])
+def test_an_edit_made_while_a_trial_runs_is_left_alone(bench: Bench, score: float) -> None:
+    """`train -m` puts the champion's train.py on the disk only where the edit that it tried is."""
+    edit = bench.write(score)
+    _, is_replaced = bench.try_out()
+    assert is_replaced
+    assert bench.workspace.read_train() == (edit if score < 2.0 else TRAIN)
+    bench.write(score - 0.01)
+    later: list[str] = []
+    bench.referee.before = lambda spec: later.append(bench.write(1.5))
+    _, is_replaced = bench.try_out()
+    assert not is_replaced
+    assert bench.workspace.read_train() == later[-1]
+    bench.write(score - 0.02)
+    bench.referee.before = lambda spec: bench.workspace.train_path.unlink(missing_ok=True)
+    assert bench.try_out() == (bench.history.trials[-1], False)
+    assert not bench.workspace.train_path.exists()
+
+
+def test_an_edit_that_is_tried_confirms_nothing(bench: Bench) -> None:
+    """One trial was asked for, not ten runs more because its session ends."""
+    path = bench.root / "autoresearch.toml"
+    path.write_text(SETTINGS.replace("at_end = false", "at_end = true"))
+    bench.write(1.8)
+    trial, _ = bench.try_out()
+    assert trial.decision is not None
+    assert trial.decision.verdict is Verdict.KEEP
+    assert not bench.history.confirmations
