@@ -91,18 +91,14 @@ def open_session(
     `researcher` stands in for the configured one.
 
     Raises:
-        WorkspaceError: train.py has changes that neither a commit nor `researcher` holds, or
-            another session is at work here.
+        WorkspaceError: train.py has changes that the session would pass over, or another session
+            is at work here.
+        UserError: the configured researcher lacks something; nothing is written down then.
     """
     branch = Branch(workspace.repository, config.session.tag)
-    if researcher is None and workspace.read_train() != branch.head_source():
-        workspace.require_clean()
-    baseline = branch.start()
-    with (
-        Ledger.open(workspace.ledger_path) as ledger,
-        open_referee(workspace, config, clock) as referee,
-    ):
-        _start(ledger, config, branch, baseline, referee)
+    if researcher is None:
+        workspace.require_start(branch)
+    with Ledger.open(workspace.ledger_path) as ledger:
         desk = Desk(
             config=config,
             ledger=ledger,
@@ -112,11 +108,14 @@ def open_session(
             environment=os.environ,
         )
         chosen = researcher or make_researcher(config.researcher, workspace.root, desk)
-        yield Session(config, ledger, branch, referee, chosen, observer, workspace.runs_folder)
+        with open_referee(workspace, config, clock) as referee:
+            _start(ledger, config, branch, referee)
+            yield Session(config, ledger, branch, referee, chosen, observer, workspace.runs_folder)
 
 
-def _start(ledger: Ledger, config: Config, branch: Branch, baseline: str, referee: Referee) -> None:
-    """Write down that a session begins, and on which machine."""
+def _start(ledger: Ledger, config: Config, branch: Branch, referee: Referee) -> None:
+    """Write down that a session begins, and on which machine: nothing that it needs is missing."""
+    baseline = branch.start()
     host = hardware.describe_machine(referee.host.device)
     host["sandbox"] = referee.host.sandbox.level
     host["data_digest"] = referee.host.dataset.digest
@@ -157,7 +156,7 @@ def try_out(
 def note_session(ledger: Ledger, config: Config, branch: Branch, referee: Referee) -> None:
     """A session for single runs to belong to, where the branch has none yet."""
     if not ledger.history(branch.name).sessions:
-        _start(ledger, config, branch, branch.start(), referee)
+        _start(ledger, config, branch, referee)
         ledger.stop_session("a single run")
 
 

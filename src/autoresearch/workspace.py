@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from autoresearch.search.branch import Branch
 from autoresearch.system import hardware
 from autoresearch.system.files import write_atomic
 from autoresearch.system.git import Repository
@@ -110,8 +111,29 @@ class Workspace:
                 return True
         return False
 
+    def require_start(self, branch: Branch) -> None:
+        """Refuse where a session would pass over what somebody did to train.py.
+
+        Raises:
+            WorkspaceError: no commit holds it, or the branch has begun without it.
+        """
+        champion = branch.champion()
+        if champion is None:
+            self.require_clean()
+        elif not branch.has_held(self.read_train()):
+            commit = f"`git commit {TRAIN_NAME} -m 'my start'` and "
+            is_dirty = TRAIN_NAME in self.repository.dirty_files()
+            raise WorkspaceError(
+                f"{self.train_path} is neither the baseline's of {branch.name} nor that of a "
+                f"champion since, and a session goes on from the champion, {champion[:12]}, so "
+                "your changes would not be run. Try them: `autoresearch train -m 'what I tried'`; "
+                f"or begin a branch with them: {commit if is_dirty else ''}`autoresearch run --tag "
+                "NEW`; or drop them: "
+                f"`git show {champion[:12]}:{TRAIN_NAME} > {TRAIN_NAME}`"
+            )
+
     def require_clean(self) -> None:
-        """Refuse to start from a train.py that no commit holds.
+        """Refuse to begin a branch from a train.py that no commit holds.
 
         Raises:
             WorkspaceError: train.py has changes that are not committed.

@@ -14,10 +14,15 @@ import pytest
 from fakereferee import SCORING_S, TRAIN, FakeReferee, Watcher
 
 from autoresearch import arena, assemble
+from autoresearch.cli import claims
 from autoresearch.referee.scoring import UNKNOWN_LIMIT_S, Scoring
+from autoresearch.search import confirm
+from autoresearch.search.branch import Branch
 from autoresearch.search.history import History
 from autoresearch.search.ledger import Ledger
 from autoresearch.system.git import Repository
+from autoresearch.values.config import override
+from autoresearch.values.errors import UserError, WorkspaceError
 from autoresearch.values.records import Measurement, Trial, Verdict
 from autoresearch.workspace import Workspace, open_workspace
 
@@ -67,12 +72,11 @@ class Bench:
         self.referee.scoring, self.referee.limits_s = Scoring(self.referee.host), []
         yield self.referee
 
-    def run(self) -> Watcher:
-        """`autoresearch run`; who watched."""
-        watcher = Watcher()
-        with assemble.open_session(self.workspace, self.workspace.config, watcher) as session:
+    def run(self, tag: str = "main") -> None:
+        """`autoresearch run`."""
+        config = override(self.workspace.config, session={"tag": tag})
+        with assemble.open_session(self.workspace, config, Watcher()) as session:
             session.run()
-        return watcher
 
     def write(self, score: float) -> str:
         """Edit train.py on the disk."""
@@ -146,3 +150,69 @@ def test_an_edit_that_is_tried_confirms_nothing(bench: Bench) -> None:
     assert trial.decision is not None
     assert trial.decision.verdict is Verdict.KEEP
     assert not bench.history.confirmations
+
+
+def test_a_session_passes_over_no_edit(bench: Bench) -> None:
+    """Committing one is of use before the branch begins, and on another branch."""
+    bench.write(2.1)
+    with pytest.raises(WorkspaceError, match="not committed"):
+        bench.run()
+    bench.git("commit", "-q", "-m", "my start", "train.py")
+    bench.run()
+    champion = bench.history.champion
+    assert champion != bench.history.baseline
+    bench.write(1.7)
+    ways = r"train -m .*`git commit train.py -m 'my start'` and `autoresearch run --tag NEW`"
+    with pytest.raises(WorkspaceError, match=f"{ways}.*git show {champion[:12]}:train.py"):
+        bench.run()
+    bench.git("commit", "-q", "-m", "my start", "train.py")
+    with pytest.raises(WorkspaceError, match="with them: `autoresearch run"):
+        bench.run()
+    assert len(bench.history.sessions) == 1
+    bench.run(tag="new")
+    assert bench.history.branch == "autoresearch/new"
+    assert bench.history.baseline == bench.workspace.repository.head()
+
+
+def test_a_session_goes_on_whatever_champion_is_on_the_disk(bench: Bench) -> None:
+    """An earlier one is no edit: sessions move on, the file on the disk does not."""
+    bench.run()
+    for score in (1.7, 1.6):
+        bench.write(score)
+        bench.try_out()
+    for score in (2.0, 1.8, 1.7, 1.6):
+        bench.write(score)
+        bench.run()
+    bench.write(1.65)
+    with pytest.raises(WorkspaceError):
+        bench.run()
+
+
+def test_a_single_run_begins_the_branch_for_later_edits_too(bench: Bench) -> None:
+    """`train` makes the commit of that day the baseline, so a start committed later is told."""
+    bench.train_once()
+    bench.write(1.8)
+    bench.git("commit", "-q", "-m", "my start", "train.py")
+    with pytest.raises(WorkspaceError, match=bench.history.baseline[:12]):
+        bench.run()
+
+
+def test_a_session_that_cannot_begin_leaves_nothing(bench: Bench) -> None:
+    """Neither an event, nor a baseline that a later start would be held to."""
+    (bench.root / "edits" / "1.toml").unlink()
+    with pytest.raises(UserError, match="expected a folder with numbered"):
+        bench.run()
+    assert not bench.history.sessions
+    assert Branch(bench.workspace.repository, "main").champion() is None
+
+
+def test_a_confirmation_needs_no_researcher_and_minds_no_edit(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It proposes nothing."""
+    bench.run()
+    (bench.root / "edits" / "1.toml").unlink()
+    bench.write(1.5)
+    monkeypatch.setattr(confirm, "agrees_on_holdout", lambda *_: True)
+    claims.confirm(bench.root, as_json=True)
+    assert bench.history.last_confirmed is not None

@@ -478,7 +478,9 @@ def test_confirm(
     stops: list[str] = []
 
     @contextmanager
-    def open_session(workspace: Workspace, config: Config, observer: Any) -> Iterator[Any]:
+    def open_session(
+        workspace: Workspace, config: Config, observer: Any, researcher: Any
+    ) -> Iterator[Any]:
         host = SimpleNamespace(sandbox=SimpleNamespace(level=level))
         yield SimpleNamespace(
             confirm=lambda: done,
