@@ -20,6 +20,7 @@ from autoresearch.referee.trial import Referee
 from autoresearch.search.branch import Branch
 from autoresearch.search.ledger import Ledger
 from autoresearch.search.observer import Observer
+from autoresearch.search.proposal import nearer_baseline
 from autoresearch.search.researchers import Desk, Researcher, make_researcher
 from autoresearch.search.researchers.hand import HandResearcher
 from autoresearch.search.session import Session
@@ -143,14 +144,19 @@ def try_out(
     limits = {"max_trials": len(before.trials) + 1, **_NO_OTHER_LIMITS}
     config = override(config, session=limits, confirm={"at_end": False})  # one trial was asked for
     with open_session(workspace, config, observer, researcher=researcher) as session:
+        history, read = session.history, session.branch.read
+        champions = f"`git show {name}:train.py > train.py`"
+        if doubt := nearer_baseline(edit, read(history.baseline), read(history.champion)):
+            observer.note(f"{doubt}; to edit the champion's file: {champions}")
         reason = session.run()
         history = session.history
         if len(history.trials) == len(before.trials):
             refusals = history.refusals[len(before.refusals) :]
             why = refusals[-1].reason if refusals else reason
-            raise UserError(f"not run: {why}; change train.py and try again")
-        champion = session.branch.read(history.champion)
-        return history.trials[-1], workspace.replace_train(edit, champion)
+            raise UserError(
+                f"not run: {why}; change train.py and try again, the champion's is {champions}"
+            )
+        return history.trials[-1], workspace.replace_train(edit, read(history.champion))
 
 
 def note_session(ledger: Ledger, config: Config, branch: Branch, referee: Referee) -> None:

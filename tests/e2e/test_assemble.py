@@ -216,3 +216,23 @@ def test_a_confirmation_needs_no_researcher_and_minds_no_edit(
     monkeypatch.setattr(confirm, "agrees_on_holdout", lambda *_: True)
     claims.confirm(bench.root, as_json=True)
     assert bench.history.last_confirmed is not None
+
+
+def test_the_baselines_file_is_no_edit_of_the_champions(bench: Bench) -> None:
+    """Unedited, as a session leaves it on the disk, it is refused; edited, its owner is told."""
+    bench.run()
+    num_runs = len(bench.history.runs)
+    with pytest.raises(UserError, match=r"baseline's program.*git show autoresearch/main:train.py"):
+        bench.try_out()
+    assert len(bench.history.runs) == num_runs
+    notes: list[str] = []
+    watcher = Watcher()
+    watcher.note = notes.append
+    lines = "# wider, deeper\nDEPTH = 2\nWIDTH = 3\n"
+    champion = bench.workspace.repository.read(bench.history.champion, "train.py")
+    for source in (lines + TRAIN, lines + champion):
+        bench.workspace.write_train(source)
+        assemble.try_out(bench.workspace, bench.workspace.config, "wider", watcher)
+    (note,) = notes
+    assert note.startswith("this edit is nearer to the baseline (lines changed: 3)")
+    assert note.endswith("`git show autoresearch/main:train.py > train.py`")
