@@ -4,6 +4,9 @@ tests/e2e/test_session.py
 
 from __future__ import annotations
 
+import os
+import signal
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +16,7 @@ from fakereferee import SCORING_S, TRAIN, FakeReferee, Watcher
 from autoresearch.referee.scoring import UNKNOWN_LIMIT_S, Scoring
 from autoresearch.search import confirm
 from autoresearch.search.branch import Branch
+from autoresearch.search.hook import run_hook
 from autoresearch.search.ledger import Ledger
 from autoresearch.search.researchers import Unusable
 from autoresearch.search.researchers.scripted import ScriptedEdit, ScriptedResearcher
@@ -305,8 +309,6 @@ def test_stop_rules(bench: Bench, rule: dict[str, Any], reason: str) -> None:
 
 def test_ctrl_c_once_finishes_the_trial_in_hand(bench: Bench) -> None:
     """The first signal is a wish."""
-    import os
-    import signal
 
     def press(spec: Any) -> None:
         if spec.purpose is Purpose.SCREEN:
@@ -319,8 +321,6 @@ def test_ctrl_c_once_finishes_the_trial_in_hand(bench: Bench) -> None:
 
 def test_ctrl_c_twice_stops_the_trial_and_records_it(bench: Bench) -> None:
     """The second is an order; the next session goes on with the next trial."""
-    import os
-    import signal
 
     def press(spec: Any) -> None:
         if spec.purpose is Purpose.SCREEN:
@@ -348,6 +348,14 @@ def test_hooks_are_told_and_cannot_hurt(bench: Bench) -> None:
     assert any(
         "exit code 7" in event.body["text"] for event in bench.history.notes if "text" in event.body
     )
+
+
+def test_ctrl_c_at_the_terminal_does_not_reach_a_hook(tmp_path: Path) -> None:
+    """A message about a keep is sent, though its owner has just asked for an end."""
+    seen = tmp_path / "seen"
+    code = f"import os; open({str(seen)!r}, 'w').write(str(os.getsid(0)))"
+    assert run_hook(f'{sys.executable} -c "{code}"', "keep", {}) == ""
+    assert int(seen.read_text()) != os.getsid(0)
 
 
 @pytest.mark.parametrize(

@@ -262,6 +262,7 @@ def _git(
             env=_environment(variables or {}),
             cwd=cwd,
             check=False,
+            start_new_session=True,  # a Ctrl-C meant for the session would end git in the middle
         )
     except FileNotFoundError as error:
         raise UserError("git is not on the PATH; install it and run the command again") from error
