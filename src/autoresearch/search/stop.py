@@ -75,7 +75,5 @@ class Interrupts:
         if self.is_wanted or number == signal.SIGTERM:
             raise KeyboardInterrupt
         self.is_wanted = True
-        with contextlib.suppress(
-            OSError
-        ):  # not print: the signal may have come in the middle of one
+        with contextlib.suppress(OSError):  # no print: the signal may have come amid another
             os.write(STDERR, FIRST_ANSWER)
