@@ -124,9 +124,9 @@ class Workspace:
             commit = f"`git commit {TRAIN_NAME} -m 'my start'` and "
             is_dirty = TRAIN_NAME in self.repository.dirty_files()
             raise WorkspaceError(
-                f"{self.train_path} is neither the baseline's of {branch.name} nor that of a "
-                f"champion since, and a session goes on from the champion, {champion[:12]}, so "
-                "your changes would not be run. Try them: `autoresearch train -m 'what I tried'`; "
+                f"{self.train_path} is neither the baseline of {branch.name} nor any of its "
+                f"champions, and a session goes on from the champion, {champion[:12]}, so your "
+                "changes would not be run. Try them: `autoresearch train -m 'what I tried'`; "
                 f"or begin a branch with them: {commit if is_dirty else ''}`autoresearch run --tag "
                 "NEW`; or drop them: "
                 f"`git show {champion[:12]}:{TRAIN_NAME} > {TRAIN_NAME}`"
