@@ -38,6 +38,7 @@ def compare(folder: Path) -> dict[str, object]:
     commits = {"A": history.baseline, "B": history.champion}
     scores: dict[str, list[float]] = {"A": [], "B": []}
     with open_referee(workspace, workspace.config) as referee:
+        referee.scoring.limit_by(history.runs_of(history.baseline))
         for number, arm in enumerate("".join(PAIRS)):
             spec = RunSpec(
                 run_id=number + 1,

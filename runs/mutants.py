@@ -92,6 +92,14 @@ MUTANTS = (
         tests=("tests/unit/test_procs.py",),
     ),
     Mutant(
+        invariant=4,
+        bug="a run is not held to the baseline's time of scoring",
+        file="search/session.py",
+        old="            self._limit_scoring()\n            run_id",
+        new="            run_id",
+        tests=("tests/e2e/test_session.py",),
+    ),
+    Mutant(
         invariant=5,
         bug="the candidate lives on while its weights are taken",
         file="referee/training.py",

@@ -282,6 +282,7 @@ def run_pairs(folder: Path, rounds: int) -> None:
         open_referee(workspace, workspace.config) as referee,
     ):
         history = ledger.history()
+        referee.scoring.limit_by(history.runs_of(history.baseline))
         arms = {"baseline": history.baseline, "champion": history.champion}
 
         def score(number: int, arm: str) -> float:

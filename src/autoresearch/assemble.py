@@ -20,6 +20,7 @@ from autoresearch.referee.trial import Referee
 from autoresearch.search.branch import Branch
 from autoresearch.search.ledger import Ledger
 from autoresearch.search.observer import Observer
+from autoresearch.search.proposal import nearer_baseline
 from autoresearch.search.researchers import Desk, Researcher, make_researcher
 from autoresearch.search.researchers.hand import HandResearcher
 from autoresearch.search.session import Session
@@ -91,18 +92,14 @@ def open_session(
     `researcher` stands in for the configured one.
 
     Raises:
-        WorkspaceError: train.py has changes that neither a commit nor `researcher` holds, or
-            another session is at work here.
+        WorkspaceError: train.py has changes that the session would pass over, or another session
+            is at work here.
+        UserError: the configured researcher lacks something; nothing is written down then.
     """
     branch = Branch(workspace.repository, config.session.tag)
-    if researcher is None and workspace.read_train() != branch.head_source():
-        workspace.require_clean()
-    baseline = branch.start()
-    with (
-        Ledger.open(workspace.ledger_path) as ledger,
-        open_referee(workspace, config, clock) as referee,
-    ):
-        _start(ledger, config, branch, baseline, referee)
+    if researcher is None:
+        workspace.require_start(branch)
+    with Ledger.open(workspace.ledger_path) as ledger:
         desk = Desk(
             config=config,
             ledger=ledger,
@@ -112,19 +109,25 @@ def open_session(
             environment=os.environ,
         )
         chosen = researcher or make_researcher(config.researcher, workspace.root, desk)
-        yield Session(config, ledger, branch, referee, chosen, observer, workspace.runs_folder)
+        with open_referee(workspace, config, clock) as referee:
+            _start(ledger, config, branch, referee)
+            yield Session(config, ledger, branch, referee, chosen, observer, workspace.runs_folder)
 
 
-def _start(ledger: Ledger, config: Config, branch: Branch, baseline: str, referee: Referee) -> None:
-    """Write down that a session begins, and on which machine."""
+def _start(ledger: Ledger, config: Config, branch: Branch, referee: Referee) -> None:
+    """Write down that a session begins, and on which machine: nothing that it needs is missing."""
+    baseline = branch.start()
     host = hardware.describe_machine(referee.host.device)
     host["sandbox"] = referee.host.sandbox.level
     host["data_digest"] = referee.host.dataset.digest
     ledger.start_session(config, branch.name, baseline, host, branch.read(baseline))
 
 
-def try_out(workspace: Workspace, config: Config, description: str, observer: Observer) -> Trial:
-    """Judge the train.py on the disk as a trial, then put the champion's there.
+def try_out(
+    workspace: Workspace, config: Config, description: str, observer: Observer
+) -> tuple[Trial, bool]:
+    """Judge the train.py on the disk as a trial, then put the champion's there; the trial, and
+    whether that was done: a file that was edited meanwhile is left alone.
 
     The loop's own session does it, so all that holds for a night holds here: calibration first,
     fresh seeds, replicates, audits. A trial that a death left open is finished before.
@@ -133,28 +136,33 @@ def try_out(workspace: Workspace, config: Config, description: str, observer: Ob
         UserError: the edit was turned down before it cost a run.
         Interrupted: Ctrl-C twice; train.py stays as it is.
     """
-    researcher = HandResearcher(workspace.read_train(), description)
+    edit = workspace.read_train()
+    researcher = HandResearcher(edit, description)
     name = Branch(workspace.repository, config.session.tag).name
     with Ledger.open(workspace.ledger_path) as ledger:
         before = ledger.history(name)
     limits = {"max_trials": len(before.trials) + 1, **_NO_OTHER_LIMITS}
-    with open_session(
-        workspace, override(config, session=limits), observer, researcher=researcher
-    ) as session:
+    config = override(config, session=limits, confirm={"at_end": False})  # one trial was asked for
+    with open_session(workspace, config, observer, researcher=researcher) as session:
+        history, read = session.history, session.branch.read
+        champions = f"`git show {name}:train.py > train.py`"
+        if doubt := nearer_baseline(edit, read(history.baseline), read(history.champion)):
+            observer.note(f"{doubt}; to edit the champion's file: {champions}")
         reason = session.run()
         history = session.history
         if len(history.trials) == len(before.trials):
             refusals = history.refusals[len(before.refusals) :]
             why = refusals[-1].reason if refusals else reason
-            raise UserError(f"not run: {why}; change train.py and try again")
-        workspace.write_train(session.branch.read(history.champion))
-        return history.trials[-1]
+            raise UserError(
+                f"not run: {why}; change train.py and try again, the champion's is {champions}"
+            )
+        return history.trials[-1], workspace.replace_train(edit, read(history.champion))
 
 
 def note_session(ledger: Ledger, config: Config, branch: Branch, referee: Referee) -> None:
     """A session for single runs to belong to, where the branch has none yet."""
     if not ledger.history(branch.name).sessions:
-        _start(ledger, config, branch, branch.start(), referee)
+        _start(ledger, config, branch, referee)
         ledger.stop_session("a single run")
 
 
@@ -182,7 +190,10 @@ def train_once(
         open_referee(workspace, config) as referee,
     ):
         note_session(ledger, config, branch, referee)
-        run_id = ledger.history().next_run_id
+        history = ledger.history(branch.name)
+        if not is_script:  # a script has a pace of its own, and is never kept
+            referee.scoring.limit_by(history.runs_of(history.baseline))
+        run_id = history.next_run_id
         spec = RunSpec(
             run_id=run_id,
             source=source,

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from autoresearch.search.branch import Branch
 from autoresearch.system import hardware
 from autoresearch.system.files import cache_home
 from autoresearch.system.sandbox import probe_levels
@@ -198,10 +199,13 @@ def _check_workspace(folder: Path | None) -> tuple[Workspace | None, Check]:
     except AutoresearchError as error:
         remedy = "mend autoresearch.toml as the message says"
         return None, Check(name="workspace", status="fail", detail=str(error), remedy=remedy)
+    remedy = "git commit train.py -m 'my start'"
     try:
-        workspace.require_clean()
+        branch = Branch(workspace.repository, workspace.config.session.tag)
+        if branch.champion():
+            remedy = "autoresearch train -m 'what I tried'"
+        workspace.require_start(branch)
     except AutoresearchError as error:
-        remedy = "git commit train.py -m 'my start'"
         return workspace, Check(name="workspace", status="warn", detail=str(error), remedy=remedy)
     detail = f"{workspace.root}, preset {workspace.config.preset}"
     return workspace, Check(name="workspace", status="ok", detail=detail)

@@ -12,6 +12,7 @@ stays hidden in the package.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib.resources
 import json
@@ -22,6 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from autoresearch.search.branch import Branch
 from autoresearch.system import hardware
 from autoresearch.system.files import write_atomic
 from autoresearch.system.git import Repository
@@ -99,8 +101,39 @@ class Workspace:
         """Put another train.py on the disk."""
         write_atomic(self.train_path, source)
 
+    def replace_train(self, expected: str, source: str) -> bool:
+        """Put another train.py in the place of `expected`; False where somebody changed it since,
+        and it is left alone.
+        """
+        with contextlib.suppress(UserError):
+            if self.read_train() == expected:
+                self.write_train(source)
+                return True
+        return False
+
+    def require_start(self, branch: Branch) -> None:
+        """Refuse where a session would pass over what somebody did to train.py.
+
+        Raises:
+            WorkspaceError: no commit holds it, or the branch has begun without it.
+        """
+        champion = branch.champion()
+        if champion is None:
+            self.require_clean()
+        elif not branch.has_held(self.read_train()):
+            commit = f"`git commit {TRAIN_NAME} -m 'my start'` and "
+            is_dirty = TRAIN_NAME in self.repository.dirty_files()
+            raise WorkspaceError(
+                f"{self.train_path} is neither the baseline of {branch.name} nor any of its "
+                f"champions, and a session goes on from the champion, {champion[:12]}, so your "
+                "changes would not be run. Try them: `autoresearch train -m 'what I tried'`; "
+                f"or begin a branch with them: {commit if is_dirty else ''}`autoresearch run --tag "
+                "NEW`; or drop them: "
+                f"`git show {champion[:12]}:{TRAIN_NAME} > {TRAIN_NAME}`"
+            )
+
     def require_clean(self) -> None:
-        """Refuse to start from a train.py that no commit holds.
+        """Refuse to begin a branch from a train.py that no commit holds.
 
         Raises:
             WorkspaceError: train.py has changes that are not committed.

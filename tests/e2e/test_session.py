@@ -4,107 +4,27 @@ tests/e2e/test_session.py
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable
+import os
+import signal
+import sys
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from fakereferee import SCORING_S, TRAIN, FakeReferee, Watcher
 
+from autoresearch.referee.scoring import UNKNOWN_LIMIT_S, Scoring
+from autoresearch.search import confirm
 from autoresearch.search.branch import Branch
+from autoresearch.search.hook import run_hook
 from autoresearch.search.ledger import Ledger
 from autoresearch.search.researchers import Unusable
 from autoresearch.search.researchers.scripted import ScriptedEdit, ScriptedResearcher
 from autoresearch.search.session import Session
-from autoresearch.system.clock import FakeClock
 from autoresearch.system.git import Repository
 from autoresearch.values.config import Config, override
 from autoresearch.values.errors import Interrupted, TrialFailed, TrustViolation, UserError
-from autoresearch.values.records import Measurement, Outcome, Proposal, Purpose, Verdict
-
-TRAIN = """\
-SCORE = 2.0  # what the fake referee gives it [1.0, 3.0]
-OUTCOME = "scored"  # how its runs end {"scored", "crash", "timeout", "cheat"}
-
-
-def build_model(run):
-    return None
-
-
-def main(run):
-    return None
-"""
-NOISE = (0.010, -0.010, 0.004, -0.006, 0.008, -0.004)
-
-
-class FakeReferee:
-    """Scores a run by the constants in its source, with a small fixed noise that cycles."""
-
-    def __init__(self) -> None:
-        clock = FakeClock()
-        self.cached: list[str] = []  # commits whose compile caches were kept
-        cache = SimpleNamespace(keep=lambda _, c: self.cached.append(c), sweep=lambda: None)
-        sandbox = SimpleNamespace(level="bubblewrap")
-        self.host = SimpleNamespace(clock=clock, device="cuda:0", cache=cache, sandbox=sandbox)
-        self.scoring = SimpleNamespace(limit_s=600.0)
-        self.saved: list[int] = []
-        self.audited: list[int] = []
-        self.before: Callable[[Any], None] = lambda spec: None
-        self.audit_failure: TrialFailed | None = None
-        self.outcomes: list[Outcome] = []  # of the next runs, whatever their source says
-        self.forgotten: set[int] = set()
-        self.reported: dict[str, Any] = {}
-
-    def run(self, spec: Any, watch: Any) -> Measurement:
-        """As Referee.run, at once."""
-        self.before(spec)
-        self.host.clock.sleep(10.0)
-        watch(5.0, {"step": 1})
-        spec.artifacts.mkdir(parents=True)
-        values = dict(re.findall(r"^(\w+) = (\S+)", spec.source, re.MULTILINE))
-        outcome = self.outcomes.pop(0) if self.outcomes else Outcome(values["OUTCOME"].strip('"'))
-        is_scored = outcome is Outcome.SCORED
-        noise = NOISE[spec.run_id % len(NOISE)]
-        return Measurement(
-            run_id=spec.run_id,
-            commit=spec.commit,
-            purpose=spec.purpose,
-            seed=spec.seed,
-            outcome=outcome,
-            reason="" if is_scored else f"ended as {outcome}",
-            val_bpb=float(values["SCORE"]) + noise if is_scored else None,
-            at=self.host.clock.wall(),
-            total_s=10.0,
-            was_audited=spec.is_audited,
-            reported=dict(self.reported),
-            artifacts=spec.artifacts.name,
-        )
-
-    def has_weights(self, run_id: int) -> bool:
-        """All but those that a test took away."""
-        return run_id not in self.forgotten
-
-    def save_weights(self, run_id: int, path: Path) -> None:
-        """Remember which were saved."""
-        self.saved.append(run_id)
-
-    def audit(self, run_id: int) -> dict[str, Any]:
-        """Fine, unless a test says otherwise."""
-        self.audited.append(run_id)
-        if self.audit_failure:
-            raise self.audit_failure
-        return {"finding": ""}
-
-
-class Watcher:
-    """An observer that writes down the names of its calls."""
-
-    def __init__(self) -> None:
-        self.calls: list[str] = []
-
-    def __getattr__(self, name: str) -> Callable[..., None]:
-        return lambda *_: self.calls.append(name)
+from autoresearch.values.records import Outcome, Proposal, Purpose, Verdict
 
 
 class Bench:
@@ -125,13 +45,21 @@ class Bench:
 
     def run(self, *edits: dict[str, Any], **session: Any) -> str:
         """One session over a script of constants; why it ended."""
+        return self._with_session(Session.run, edits, session)
+
+    def confirm(self) -> Any:
+        """What a fresh process makes of `autoresearch confirm`, with few runs."""
+        self.referee.scoring = Scoring(self.referee.host)
+        return self._with_session(Session.confirm, (), {})
+
+    def _with_session(self, work: Any, edits: Any, session: dict[str, Any]) -> Any:
         config = override(self.config, session=session)
         script = ScriptedResearcher([ScriptedEdit(constants=edit) for edit in edits])
         branch = Branch(self.repository, "t")
         with Ledger.open(self.root / "ledger.sqlite") as ledger:
             ledger.start_session(config, branch.name, branch.start(), {})
             args = (config, ledger, branch, self.referee, script, self.watcher, self.root / "runs")
-            return Session(*args).run()  # type: ignore[arg-type]
+            return work(Session(*args))  # type: ignore[arg-type]
 
     @property
     def history(self) -> Any:
@@ -188,6 +116,43 @@ def test_calibrates_first_and_gives_a_new_champion_fresh_runs(bench: Bench) -> N
     champion = bench.history.champion
     fresh = [run for run in bench.history.runs_of(champion)]
     assert [run.purpose for run in fresh] == [Purpose.CHAMPION] * 3
+
+
+def test_scoring_has_three_times_what_the_baseline_took_whatever_the_command(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A presenter may compute until the limit; only the baseline's first run has another.
+
+    A session that goes on has it from the start, and so has a confirmation.
+    """
+    monkeypatch.setattr(confirm, "agrees_on_holdout", lambda *_: True)
+    edits = ({"SCORE": 1.8}, {"SCORE": 1.7})
+    bench.run(*edits, max_trials=1)
+    limit_s = 3 * SCORING_S
+    assert bench.referee.limits_s == [UNKNOWN_LIMIT_S] + [limit_s] * (len(bench.history.runs) - 1)
+    for work in (lambda: bench.run(*edits), bench.confirm):
+        bench.referee.scoring, bench.referee.limits_s = Scoring(bench.referee.host), []
+        work()
+        assert set(bench.referee.limits_s) == {limit_s}
+    assert bench.history.last_confirmed is not None
+
+
+def test_the_holdout_has_that_limit_too(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where a session died before it asked, so that nothing runs before the question."""
+    bench.run({"SCORE": 1.8})
+    seen: list[float] = []
+
+    def ask(scoring: Scoring, *_: Any) -> bool:
+        seen.append(scoring.limit_s)
+        if len(seen) == 1:
+            raise SystemExit
+        return True
+
+    monkeypatch.setattr(confirm, "agrees_on_holdout", ask)
+    with pytest.raises(SystemExit):
+        bench.confirm()
+    bench.confirm()
+    assert seen == [3 * SCORING_S] * 2
 
 
 def test_what_is_kept_was_audited_and_its_weights_are_saved(bench: Bench) -> None:
@@ -344,8 +309,6 @@ def test_stop_rules(bench: Bench, rule: dict[str, Any], reason: str) -> None:
 
 def test_ctrl_c_once_finishes_the_trial_in_hand(bench: Bench) -> None:
     """The first signal is a wish."""
-    import os
-    import signal
 
     def press(spec: Any) -> None:
         if spec.purpose is Purpose.SCREEN:
@@ -358,8 +321,6 @@ def test_ctrl_c_once_finishes_the_trial_in_hand(bench: Bench) -> None:
 
 def test_ctrl_c_twice_stops_the_trial_and_records_it(bench: Bench) -> None:
     """The second is an order; the next session goes on with the next trial."""
-    import os
-    import signal
 
     def press(spec: Any) -> None:
         if spec.purpose is Purpose.SCREEN:
@@ -387,6 +348,14 @@ def test_hooks_are_told_and_cannot_hurt(bench: Bench) -> None:
     assert any(
         "exit code 7" in event.body["text"] for event in bench.history.notes if "text" in event.body
     )
+
+
+def test_ctrl_c_at_the_terminal_does_not_reach_a_hook(tmp_path: Path) -> None:
+    """A message about a keep is sent, though its owner has just asked for an end."""
+    seen = tmp_path / "seen"
+    code = f"import os; open({str(seen)!r}, 'w').write(str(os.getsid(0)))"
+    assert run_hook(f'{sys.executable} -c "{code}"', "keep", {}) == ""
+    assert int(seen.read_text()) != os.getsid(0)
 
 
 @pytest.mark.parametrize(

@@ -478,7 +478,9 @@ def test_confirm(
     stops: list[str] = []
 
     @contextmanager
-    def open_session(workspace: Workspace, config: Config, observer: Any) -> Iterator[Any]:
+    def open_session(
+        workspace: Workspace, config: Config, observer: Any, researcher: Any
+    ) -> Iterator[Any]:
         host = SimpleNamespace(sandbox=SimpleNamespace(level=level))
         yield SimpleNamespace(
             confirm=lambda: done,
@@ -528,6 +530,7 @@ def test_train(call: Call, here: Workspace, once: list[Any]) -> None:
     assert json.loads(call("train", "--json")[1])["val_bpb"] == 2.1
 
 
+@pytest.mark.parametrize("is_on_disk", [True, False])
 @pytest.mark.parametrize("trial_id", [1, 2])
 def test_train_with_a_message_is_a_trial(
     call: Call,
@@ -535,13 +538,14 @@ def test_train_with_a_message_is_a_trial(
     history: History,
     monkeypatch: pytest.MonkeyPatch,
     trial_id: int,
+    is_on_disk: bool,
 ) -> None:
     """The verdict in a few lines, and what train.py is now."""
     said: list[str] = []
 
     def try_out(workspace: Workspace, config: Config, description: str, view: Any) -> Any:
         said.append(description)
-        return history.trial(trial_id)
+        return history.trial(trial_id), is_on_disk
 
     monkeypatch.setattr(assemble, "try_out", try_out)
     code, out, _ = call("train", "-m", "wider\nhead")
@@ -556,6 +560,9 @@ def test_train_with_a_message_is_a_trial(
     answer = json.loads(call("train", "-m", "wider", "--json")[1])
     assert answer["verdict"] == trial.decision.verdict.value
     assert answer["champion"] == history.champion
+    assert answer["is_champion_on_disk"] is is_on_disk
+    assert ("changed while the trial ran" in out) is not is_on_disk
+    assert (f"git show {history.branch}:train.py" in out) is not is_on_disk
 
 
 def test_train_with_a_message_takes_no_seed(call: Call, here: Workspace) -> None:

@@ -393,6 +393,16 @@ def test_live_session_to_the_letter(history: History) -> None:
     assert _text(console) == LIVE
 
 
+def test_runs_of_a_confirmation_say_whose_they_are(history: History) -> None:
+    """A score alone does not tell the champion's from the reference's."""
+    console = _console()
+    why = "confirmation: run 1 of 5 of the reference"
+    with LiveView(console, Config(), clock=lambda: "now") as view:
+        view.run_started(Purpose.CONFIRM, why)
+        view.run_finished(history.runs[0])
+    assert _text(console).startswith(f"now    {why}  2.2900  trained")
+
+
 def test_live_session_on_a_terminal_has_a_progress_line(history: History) -> None:
     """Elapsed of budget, step and loss; the lines are the same."""
     console = _console(is_terminal=True)

@@ -156,6 +156,22 @@ def test_workspace(tmp_path: Path, diagnose: Callable[..., dict[str, Check]]) ->
     assert (check.status, "unknown key 'x'" in check.detail) == ("fail", True)
 
 
+def test_train_py_on_a_branch_that_has_begun(
+    tmp_path: Path, diagnose: Callable[..., dict[str, Check]]
+) -> None:
+    """The champion's, which `train -m` leaves there, is fine; an edit is to be tried."""
+    made = init(tmp_path / "space", "demo")
+    baseline = made.repository.head()
+    kept = made.repository.commit_file(baseline, "train.py", "DEPTH = 1\n", "an edit")
+    made.repository.set_ref("refs/autoresearch/main/baseline", baseline, None)
+    made.repository.set_ref("refs/heads/autoresearch/main", kept, None)
+    made.train_path.write_text("DEPTH = 1\n")
+    assert diagnose(made.root)["workspace"].status == "ok"
+    made.train_path.write_text("DEPTH = 2\n")
+    check = diagnose(made.root)["workspace"]
+    assert (check.status, check.remedy) == ("warn", "autoresearch train -m 'what I tried'")
+
+
 def test_data(
     tmp_path: Path, diagnose: Callable[..., dict[str, Check]], monkeypatch: pytest.MonkeyPatch
 ) -> None:

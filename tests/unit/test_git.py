@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -183,3 +185,20 @@ def test_export_gives_files_and_nothing_else(repository: Repository, tmp_path: P
     repository.export(commit, folder)
     assert sorted(path.name for path in folder.iterdir()) == ["notes.md", "train.py"]
     assert (folder / "train.py").read_text() == repository.read(commit, "train.py")
+
+
+def test_ctrl_c_at_the_terminal_does_not_reach_git(
+    repository: Repository, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It goes to all processes of the session that the terminal belongs to, and git is in none."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    wrapper, seen = folder / "git", tmp_path / "seen"
+    wrapper.write_text(
+        f"#!{sys.executable}\nimport os, sys\nopen({str(seen)!r}, 'w').write(str(os.getsid(0)))\n"
+        f"os.execv({shutil.which('git')!r}, sys.argv)\n"
+    )
+    wrapper.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+    assert len(repository.head()) == 40
+    assert int(seen.read_text()) != os.getsid(0)

@@ -21,6 +21,7 @@ from autoresearch.search import ledger as ledger_module
 from autoresearch.search import schema
 from autoresearch.search.ledger import Ledger
 from autoresearch.values.config import Config, override
+from autoresearch.values.constants import fingerprint
 from autoresearch.values.errors import AutoresearchError, TrustViolation, WorkspaceError
 from autoresearch.values.records import (
     Decision,
@@ -95,6 +96,7 @@ def test_history_tells_what_was_written(path: Path) -> None:
     assert (history.baseline, history.champion, history.champion_trial_id) == ("base", "aaa", 1)
     assert history.branch == "autoresearch/main"
     assert history.baseline_constants == {"DEPTH": 2}
+    assert history.baseline_fingerprint == fingerprint("DEPTH = 2")
     assert [run.run_id for run in history.runs] == [1, 2, 3, 4, 5]
     assert history.next_run_id == 6
     kept, still_open = history.trials

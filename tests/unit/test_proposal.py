@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from autoresearch.search.history import History
-from autoresearch.search.proposal import Refusal, check_proposal
+from autoresearch.search.proposal import Refusal, check_proposal, nearer_baseline
 from autoresearch.values.constants import fingerprint
 from autoresearch.values.records import Decision, Trial, Verdict
 
@@ -68,6 +68,27 @@ def test_a_repeat_names_trial_and_verdict() -> None:
     assert "still running" in refuse(source, make_history(source, None)).reason
     stopped = make_history(source, Decision(verdict=Verdict.INTERRUPTED, reason="Ctrl-C"))
     assert check_proposal(source, PARENT, stopped) is None
+
+
+def test_the_baseline_is_a_repeat_too() -> None:
+    """A champion has another program, and the way back is known not to pay."""
+    baseline = PARENT.replace("0.02", "0.03")
+    history = History(baseline_fingerprint=fingerprint(baseline))
+    refusal = refuse(baseline + "# as it was\n", history)
+    assert refusal.kind == "repeat"
+    assert "the baseline's program" in refusal.reason
+
+
+def test_an_edit_of_the_baseline_instead_of_the_champion_is_known() -> None:
+    """By the lines that differ; where neither is nearer nothing is said."""
+    champion = PARENT.replace("LR = 0.02", "LR = 0.05\nDEPTH = 4")
+    stale = PARENT.replace("SEED = 1", "WIDTH = 64\nSEED = 1")
+    found = nearer_baseline(stale, PARENT, champion)
+    assert "nearer to the baseline (lines changed: 1) than to the champion (3)" in found
+    assert "0)" in nearer_baseline(PARENT, PARENT, champion)
+    assert not nearer_baseline(champion.replace("DEPTH = 4", "DEPTH = 5"), PARENT, champion)
+    assert not nearer_baseline(stale, PARENT, PARENT)
+    assert not nearer_baseline("x" * 200_000, PARENT, champion)
 
 
 def test_lone_surrogates_are_refused_not_a_crash() -> None:

@@ -65,13 +65,14 @@ def test_stop_rules(
     assert bool(reason) == bool(expected)
 
 
-def test_ctrl_c_once_is_a_wish_and_twice_an_order() -> None:
-    """The first is remembered, the second raises; afterwards the old handlers are back."""
+def test_ctrl_c_once_is_a_wish_and_twice_an_order(capfd: pytest.CaptureFixture[str]) -> None:
+    """The first is remembered and answered, the second raises; then the old handlers are back."""
     before = signal.getsignal(signal.SIGINT)
     with Interrupts() as interrupts:
         assert not interrupts.is_wanted
         os.kill(os.getpid(), signal.SIGINT)
         assert interrupts.is_wanted
+        assert "finishing what is in hand; Ctrl-C again stops at once" in capfd.readouterr().err
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
     assert signal.getsignal(signal.SIGINT) is before

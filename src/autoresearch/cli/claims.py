@@ -22,14 +22,16 @@ def confirm(workspace: Where = None, as_json: AsJson = False) -> None:
     """
     from autoresearch.assemble import open_session
     from autoresearch.search.confirm import refusal
+    from autoresearch.search.researchers.scripted import ScriptedResearcher
     from autoresearch.values.records import Verdict, to_json
     from autoresearch.views.live import LiveView
 
     opened = options.open_at(workspace)
     history = options.read_history(opened)[0]
+    nobody = ScriptedResearcher(())  # nothing is proposed: no key is needed, train.py may be edited
     with (
         LiveView(options.console(to_stderr=as_json), opened.config) as view,
-        open_session(opened, opened.config, view) as session,
+        open_session(opened, opened.config, view, researcher=nobody) as session,
     ):
         problem = refusal(opened.config, history, session.referee.host.sandbox.level)
         if problem:

@@ -27,8 +27,9 @@ def train(
 ) -> None:
     """Try out an edit of train.py.
 
-    With -m it is a trial: committed, run, judged; train.py on the disk is then the champion's. The
-    first one calibrates. Without -m it is one run, scored but not judged, of the file as it is.
+    With -m it is a trial: committed, run, judged; train.py on the disk is then the champion's,
+    unless you edited it meanwhile. The first one calibrates. Without -m it is one run, scored but
+    not judged, of the file as it is.
 
     \b
     Examples:
@@ -61,12 +62,13 @@ def _try_out(workspace: Workspace, message: str, *, as_json: bool) -> None:
     from autoresearch.views.show import print_outcome
 
     with LiveView(options.console(to_stderr=True), workspace.config) as view:
-        trial = try_out(workspace, workspace.config, one_line(message), view)
+        trial, is_replaced = try_out(workspace, workspace.config, one_line(message), view)
     history, _ = options.read_history(workspace)
     if as_json:
-        options.print_json({**trial_json(trial), "champion": history.champion})
+        now = {"champion": history.champion, "is_champion_on_disk": is_replaced}
+        options.print_json({**trial_json(trial), **now})
     else:
-        print_outcome(options.console(), trial, history)
+        print_outcome(options.console(), trial, history, is_on_disk=is_replaced)
 
 
 def _run_once(

@@ -8,18 +8,20 @@ thing that comes back.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 from autoresearch.referee.host import Host, RunSpec, Seat
 from autoresearch.referee.peer import LAST_WORDS_S, Peer, PeerGone, open_scorer
 from autoresearch.values.errors import AutoresearchError, TrialFailed
-from autoresearch.values.records import Outcome
+from autoresearch.values.records import Measurement, Outcome
 from autoresearch.wire.buffer import SharedBuffer, frozen_copy
 from autoresearch.wire.channel import Message
 
 LOAD_LIMIT_S = 120.0  # for a scorer or a presenter to import and load
+UNKNOWN_LIMIT_S = 600.0  # for one scoring, while no run of the baseline says what that takes
+LIMIT_FACTOR, LEAST_LIMIT_S, LEAST_LIMIT_FRAC = 3.0, 10.0, 0.1
 FAILURES = {  # every code that the untrusted side or the scorer may give, in plain words
     "build": "build_model failed in the fresh process that scores",
     "weights": "the submitted weights do not fit the model that build_model makes",
@@ -36,9 +38,18 @@ class Scoring:
 
     def __init__(self, host: Host) -> None:
         self.host = host
-        self.limit_s = 600.0  # for one scoring; the session sets it to three times the baseline's
+        self.limit_s = UNKNOWN_LIMIT_S  # whoever runs what may be hostile calls `limit_by` first
         self._scorer: Peer | None = None
         self._is_loaded = False
+
+    def limit_by(self, baseline_runs: Iterable[Measurement]) -> None:
+        """Allow one scoring three times what the baseline took, and 10 s or a tenth of the budget
+        at least: a presenter computes, and weights may hold tokens to go on training with.
+        """
+        times = [run.scoring_s for run in baseline_runs if run.is_scored]
+        if times:
+            least_s = max(LEAST_LIMIT_S, LEAST_LIMIT_FRAC * self.host.config.trial.budget_s)
+            self.limit_s = max(least_s, LIMIT_FACTOR * max(times))
 
     def open(self) -> None:
         """Start the scorer; it imports and loads while others work."""

@@ -45,10 +45,25 @@ class Branch:
         """train.py of a commit."""
         return self._repository.read(commit, TRAIN_NAME)
 
+    def champion(self) -> str | None:
+        """The commit that the next session goes on from; None before the first."""
+        return self._repository.resolve(self.head_ref) or self._repository.resolve(
+            self.baseline_ref
+        )
+
     def head_source(self) -> str | None:
         """train.py of the champion that the branch is at; None before its first session."""
-        head = self._repository.resolve(self.head_ref)
-        return self.read(head) if head else None
+        champion = self.champion()
+        return self.read(champion) if champion else None
+
+    def has_held(self, source: str) -> bool:
+        """Whether `source` is train.py of the baseline or of a champion since."""
+        champion = self.champion()
+        if champion is None:
+            return False
+        baseline = self._repository.resolve(self.baseline_ref) or champion
+        commits = [*self._repository.commits_since(baseline, champion), baseline]
+        return any(self.read(commit) == source for commit in commits)
 
     def export(self, commit: str, folder: Path) -> None:
         """Write a commit's files into a folder that knows nothing of the branch."""

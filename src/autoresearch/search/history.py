@@ -106,6 +106,7 @@ class History:
     refusals_in_a_row: int = 0
     began_seq: int = 0  # where the session in hand began; one that died and went on is one session
     baseline_constants: Mapping[str, Any] = field(default_factory=dict)
+    baseline_fingerprint: str = ""  # of its syntax tree
     is_running: bool = False  # the last session has not recorded its stop: it goes on, or it died
     next_run_id: int = 1
     fingerprints: Mapping[str, int] = field(default_factory=dict)  # syntax tree -> trial_id
@@ -255,6 +256,7 @@ class Fold:
         branch.fields.setdefault("baseline", body["baseline"])
         branch.fields.setdefault("champion", body["baseline"])
         branch.fields.setdefault("baseline_constants", body["constants"])
+        branch.fields.update(baseline_fingerprint=body.get("fingerprint", ""))
         if not branch.fields.get("is_running"):
             branch.fields["began_seq"] = event.seq
         branch.fields["is_running"] = True

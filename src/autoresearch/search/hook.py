@@ -33,6 +33,7 @@ def run_hook(command: str, event: str, facts: dict[str, object]) -> str:
             errors="replace",
             timeout=LIMIT_S,
             check=False,
+            start_new_session=True,  # a Ctrl-C is meant for the session
         )
     except subprocess.TimeoutExpired:
         return f"the hook for {event!r} was stopped after {LIMIT_S:.0f} s"

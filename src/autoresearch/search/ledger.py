@@ -206,7 +206,8 @@ class Ledger:
     ) -> int:
         """A session begins, or goes on, on `branch`; `config` is a Config or its dict.
 
-        The constants of the baseline's source are stored as the first point of the search.
+        The constants of the baseline's source are stored as the first point of the search, and its
+        fingerprint, so that it is not run again as a trial.
 
         Raises:
             WorkspaceError: the branch was started from another baseline, or with data, a budget or
@@ -217,6 +218,7 @@ class Ledger:
         if before.sessions:
             _check_same(before, settings, baseline)
         constants = {name: c.value for name, c in parse_constants(baseline_source).items()}
+        tree = fingerprint(baseline_source) if baseline_source else ""
         return self.append(
             "start_session",
             config=settings,
@@ -224,6 +226,7 @@ class Ledger:
             baseline=baseline,
             host=host,
             constants=constants,
+            fingerprint=tree,
         )
 
     def open_trial(self, proposal: Proposal, commit: str) -> int:

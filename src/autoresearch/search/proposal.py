@@ -10,7 +10,7 @@ import ast
 import dataclasses
 import math
 from dataclasses import dataclass
-from difflib import unified_diff
+from difflib import SequenceMatcher, unified_diff
 from typing import Literal
 
 from autoresearch.search.history import History
@@ -71,6 +71,27 @@ def diff_of(parent_source: str, proposal: Proposal) -> str:
     return "".join(unified_diff(old, new, "a/train.py", "b/train.py"))
 
 
+def nearer_baseline(source: str, baseline_source: str, champion_source: str) -> str:
+    """Why an edit was probably made on the baseline's file and would drop what was kept, or ""."""
+    if _check_size(source):
+        return ""
+    to_baseline, to_champion = (
+        _count_changed(source, other) for other in (baseline_source, champion_source)
+    )
+    if to_baseline >= to_champion:
+        return ""
+    return (
+        f"this edit is nearer to the baseline (lines changed: {to_baseline}) than to the champion "
+        f"({to_champion}), so it drops what was kept"
+    )
+
+
+def _count_changed(old: str, new: str) -> int:
+    matcher = SequenceMatcher(None, old.splitlines(), new.splitlines(), autojunk=False)
+    steps = [step for step in matcher.get_opcodes() if step[0] != "equal"]
+    return sum(max(i2 - i1, j2 - j1) for _, i1, i2, j1, j2 in steps)
+
+
 def _check_size(source: str) -> Refusal | None:
     num_bytes = len(source.encode("utf-8", "surrogatepass"))
     if num_bytes > MAX_SOURCE_BYTES:
@@ -119,6 +140,9 @@ def _check_news(source: str, parent_source: str, history: History) -> Refusal | 
     if is_seed_only_change(parent_source, source):
         reason = "nothing changed but a seed; seeds come from the referee"
         return Refusal(kind="seed_only", reason=reason)
+    if tree == history.baseline_fingerprint:
+        reason = "this is the baseline's program, whose runs the ledger has"
+        return Refusal(kind="repeat", reason=reason)
     before = history.trial_like(tree)
     if before is None:
         return None

@@ -50,7 +50,6 @@ from autoresearch.values.records import (
 
 DISTURBED_RERUNS = 3
 MOST_EDIT = 8000  # characters of a refused edit that the ledger keeps
-SCORING_LIMIT_FACTOR, LEAST_SCORING_LIMIT_S, LEAST_SCORING_LIMIT_FRAC = 3.0, 10.0, 0.1
 
 
 class Session:
@@ -156,6 +155,7 @@ class Session:
             if is_kept and history.champion != trial.commit:
                 self.ledger.crown(trial.commit, trial.trial_id)
         self.branch.follow(self.history)
+        self._limit_scoring()  # the holdout may be asked before anything runs
         self.observer.session_started(self.history)
 
     def _stop_reason(self) -> str:
@@ -172,15 +172,9 @@ class Session:
             self._require_champion()
             if self.interrupts.is_wanted:
                 return
-        times = [
-            run.scoring_s for run in self.history.runs_of(self.history.baseline) if run.is_scored
-        ]
-        if times:
-            least_s = max(
-                LEAST_SCORING_LIMIT_S, LEAST_SCORING_LIMIT_FRAC * self.config.trial.budget_s
-            )
-            limit_s = max(least_s, SCORING_LIMIT_FACTOR * max(times))
-            self.referee.scoring.limit_s = limit_s
+
+    def _limit_scoring(self) -> None:
+        self.referee.scoring.limit_by(self.history.runs_of(self.history.baseline))
 
     @property
     def _is_paired(self) -> bool:
@@ -318,6 +312,7 @@ class Session:
         may_cache = purpose is not Purpose.CONFIRM  # both of its arms start from nothing
         for _ in range(DISTURBED_RERUNS):
             self.observer.run_started(purpose, why)
+            self._limit_scoring()
             run_id = self.history.next_run_id
             spec = RunSpec(
                 run_id=run_id,

@@ -1,11 +1,13 @@
 """When a session ends by itself, and how a person ends it.
 
 Nothing here is on by default: the loop goes on until somebody stops it. Ctrl-C once finishes the
-trial in hand, a second one stops it; SIGTERM is like the second.
+trial in hand and says so, a second one stops it; SIGTERM is like the second.
 """
 
 from __future__ import annotations
 
+import contextlib
+import os
 import signal
 import threading
 from types import FrameType
@@ -14,6 +16,8 @@ from autoresearch.search.history import History
 from autoresearch.values.config import SessionSettings
 from autoresearch.values.records import Verdict
 
+STDERR = 2
+FIRST_ANSWER = b"\nfinishing what is in hand; Ctrl-C again stops at once\n"
 REFUSALS_IN_A_ROW, LONGEST_PAUSE_S = 10, 3600.0
 
 
@@ -71,3 +75,5 @@ class Interrupts:
         if self.is_wanted or number == signal.SIGTERM:
             raise KeyboardInterrupt
         self.is_wanted = True
+        with contextlib.suppress(OSError):  # no print: the signal may have come amid another
+            os.write(STDERR, FIRST_ANSWER)

@@ -83,6 +83,10 @@ class Repository:
         arguments = ("rev-parse", "--quiet", "--verify", "--end-of-options", f"{ref}^{{commit}}")
         return self._text(*arguments, accept=(0, 1)) or None
 
+    def commits_since(self, old: str, new: str) -> list[str]:
+        """The commits that `new` has and `old` has not, the latest first."""
+        return self._text("rev-list", f"{old}..{new}").split()
+
     def dirty_files(self) -> list[str]:
         """Tracked files whose text in the checkout or the index is not the one of HEAD."""
         arguments = ("status", "--porcelain", "-z", "--untracked-files=no", "--no-renames")
@@ -258,6 +262,7 @@ def _git(
             env=_environment(variables or {}),
             cwd=cwd,
             check=False,
+            start_new_session=True,  # a Ctrl-C meant for the session would end git in the middle
         )
     except FileNotFoundError as error:
         raise UserError("git is not on the PATH; install it and run the command again") from error

@@ -300,6 +300,7 @@ def _nvidia_smi(*arguments: str) -> list[list[str]]:
             timeout=_NVIDIA_SMI_LIMIT_S,
             check=True,
             stdin=subprocess.DEVNULL,
+            start_new_session=True,  # a Ctrl-C meant for the session would end it without an answer
         )
     except (OSError, subprocess.SubprocessError):
         return []

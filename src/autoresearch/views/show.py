@@ -65,21 +65,30 @@ def _plain(name: str) -> str:
     return name.strip().lower().removeprefix("#")
 
 
-def print_outcome(console: Console, trial: Trial, history: History) -> None:
-    """What became of a trial, in a few lines, for whoever made the edit."""
+def print_outcome(console: Console, trial: Trial, history: History, *, is_on_disk: bool) -> None:
+    """What became of a trial, in a few lines, for whoever made the edit.
+
+    `is_on_disk`: train.py is the champion's now; it was not edited while the trial ran.
+    """
     decision = trial.decision
     heading = Text(f"trial {trial.trial_id}: ", style="bold")
     console.print(heading + verdict_text(decision.verdict if decision else None), soft_wrap=True)
     if decision is not None:
         console.print(clean(decision.reason), soft_wrap=True)
+    kept = f"the edit is kept: `autoresearch diff {trial.trial_id}`"
     if history.champion == trial.commit:
-        console.print("it is the champion now, and train.py is it")
-        return
-    console.print(
-        f"train.py is the champion's again ({short(history.champion)}); the edit is kept: "
-        f"`autoresearch diff {trial.trial_id}`",
-        soft_wrap=True,
-    )
+        line = "it is the champion now" + (", and train.py is it" if is_on_disk else "")
+    elif is_on_disk:
+        line = f"train.py is the champion's again ({short(history.champion)}); {kept}"
+    else:
+        line = kept
+    console.print(line, soft_wrap=True)
+    if not is_on_disk:
+        console.print(
+            "train.py was changed while the trial ran, so it was left as it is; for the "
+            f"champion's: `git show {history.branch}:train.py > train.py`",
+            soft_wrap=True,
+        )
 
 
 def print_trial(console: Console, trial: Trial, runs_folder: Path) -> None:
