@@ -110,7 +110,7 @@ def test_long_descriptions_leave_the_figures_alone(history: History, noise: Nois
     trial = dataclasses.replace(history.trials[0], description="HEAD_LR 0.1 -> 0.2, " * 30)
     print_status(console, dataclasses.replace(history, trials=(trial,)), noise, Config(), last=1)
     row = _text(console).split("\n")[-2]
-    assert row.startswith("    1  keep      2.1200  +0.1800     4  HEAD_LR 0.1 -> 0.2, ")
+    assert row.startswith("    1  keep      2.1200  +0.1800     2  HEAD_LR 0.1 -> 0.2, ")
     assert row.endswith("...")
     assert len(row) <= 100
 
@@ -331,15 +331,18 @@ def test_print_run_gives_reason_and_folder(history: History) -> None:
 
 
 def test_compare_runs(history: History) -> None:
-    """A replay beside the trial's own runs, with and without scores."""
-    kept, crashed = history.trials[0], history.trials[3]
+    """A replay beside the champion's fresh runs, the run that decided, and no score."""
+    kept, near, crashed = history.trials[0], history.trials[2], history.trials[3]
     new = dataclasses.replace(history.runs[6], val_bpb=2.1)
-    assert compare_runs(kept, new) == (
+    assert compare_runs(kept, history, new) == (
         "Trial 1 had 2.1200 (2 runs, 2.1100 to 2.1300); its replay scored 2.1000, gain +0.0200."
     )
-    assert compare_runs(crashed, new) == "Trial 4 had no score; its replay scored 2.1000."
+    assert compare_runs(near, history, new) == (
+        "Trial 3 had 2.1150 (1 run); its replay scored 2.1000, gain +0.0150."
+    )
+    assert compare_runs(crashed, history, new) == "Trial 4 had no score; its replay scored 2.1000."
     failed = dataclasses.replace(new, outcome=Outcome.TIMEOUT, reason="too late")
-    assert compare_runs(kept, failed).endswith("gave no score, timeout: too late")
+    assert compare_runs(kept, history, failed).endswith("gave no score, timeout: too late")
 
 
 def test_diff_in_colours() -> None:

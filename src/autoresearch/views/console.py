@@ -119,7 +119,7 @@ def status_json(history: History, noise: Noise, config: Config, last: int) -> di
         "early_stop": to_json(count_false_kills(history)),
         "trials_per_hour": digest.trials_per_hour,
         "active_s": digest.active_s,
-        "last_trials": [trial_json(trial) for trial in trials],
+        "last_trials": [trial_json(trial, history) for trial in trials],
     }
 
 
@@ -139,9 +139,9 @@ def confirmation_json(confirmation: Confirmation) -> dict[str, Any]:
     }
 
 
-def trial_json(trial: Trial) -> dict[str, Any]:
+def trial_json(trial: Trial, history: History) -> dict[str, Any]:
     """One line of the table as plain values."""
-    score, decision = score_trial(trial), trial.decision
+    score, decision = score_trial(trial, history), trial.decision
     return {
         "trial": trial.trial_id,
         "commit": trial.commit,
@@ -171,7 +171,7 @@ def print_status(
     trials = history.trials[-last:] if last else history.trials
     if trials:
         console.print()
-        console.print(trials_table(trials, console.width))
+        console.print(trials_table(trials, history, console.width))
     else:
         console.print("\nNo trials yet; start with: autoresearch run", style="dim")
 
@@ -216,7 +216,7 @@ def _status_rows(history: History, digest: Digest, config: Config) -> list[tuple
     return rows
 
 
-def trials_table(trials: Sequence[Trial], width: int) -> Table:
+def trials_table(trials: Sequence[Trial], history: History, width: int) -> Table:
     """One row a trial; the change takes what `width` leaves to it."""
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
     for name in ("trial", "verdict", "val_bpb", "gain", "runs"):
@@ -224,7 +224,7 @@ def trials_table(trials: Sequence[Trial], width: int) -> Table:
     table.add_column("change", no_wrap=True)
     room = max(width - _FIGURES_WIDTH, 20)
     for trial in trials:
-        score, decision = score_trial(trial), trial.decision
+        score, decision = score_trial(trial, history), trial.decision
         table.add_row(
             str(trial.trial_id),
             verdict_text(verdict_of(trial)),

@@ -36,12 +36,12 @@ def results_tsv(history: History) -> str:
         lines.append(
             _line(history.baseline, baseline.mean_bpb, _memory_gb(runs), "keep", "baseline")
         )
-    lines += [_trial_line(trial) for trial in closed_trials(history)]
+    lines += [_trial_line(trial, history) for trial in closed_trials(history)]
     return "\n".join(lines) + "\n"
 
 
-def _trial_line(trial: Trial) -> str:
-    score, verdict = score_trial(trial), verdict_of(trial)
+def _trial_line(trial: Trial, history: History) -> str:
+    score, verdict = score_trial(trial, history), verdict_of(trial)
     status = _STATUS.get(verdict, "crash") if verdict else "crash"
     if verdict in FAILED or score is None:
         return _line(trial.commit, 0.0, 0.0, "crash", trial.description)
