@@ -205,6 +205,24 @@ def test_usage_errors_exit_2(call: Call, arguments: tuple[str, ...]) -> None:
 
 
 @pytest.mark.parametrize(
+    ("option", "value", "words"),
+    [
+        ("--tag", "a b", "the command line: session.tag is 'a b', expected a name made of letters"),
+        ("--researcher", "tpee", "the command line: researcher.kind is 'tpee', expected one of"),
+        ("--budget", "inf", "the command line: trial.budget_s is inf, expected a finite number"),
+    ],
+)
+def test_values_on_the_command_line_are_checked_as_the_files_are(
+    call: Call, here: Workspace, option: str, value: str, words: str
+) -> None:
+    """Before anything is opened, with the place where they were written."""
+    code, out, err = call("run", option, value)
+    assert (code, out) == (2, "")
+    assert words in err
+    assert "autoresearch.toml" not in err
+
+
+@pytest.mark.parametrize(
     ("error", "code"),
     [
         (UserError("no such thing; type this"), 2),

@@ -84,10 +84,11 @@ def change(workspace: Workspace, changes: Tables) -> Workspace:
         UserError: a value that autoresearch.toml would refuse.
     """
     from autoresearch.values.config import override, parse_config
+    from autoresearch.workspace import to_toml
 
     lines = []
     for table, values in changes.items():
-        lines += [f"[{table}]", *(f"{key} = {json.dumps(value)}" for key, value in values.items())]
+        lines += [f"[{table}]", *(f"{key} = {to_toml(value)}" for key, value in values.items())]
     parse_config("\n".join(lines), "the command line")
     return dataclasses.replace(workspace, config=override(workspace.config, **changes))
 
