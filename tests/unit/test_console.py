@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from autoresearch.search.confirm import ArmNeed, next_confirm_step
 from autoresearch.search.history import History
 from autoresearch.search.noise import Noise
 from autoresearch.values.config import Config, override
@@ -93,8 +94,7 @@ def _console(*, is_terminal: bool = False) -> Console:
 
 def _text(console: Console) -> str:
     assert isinstance(console.file, io.StringIO)
-    lines = console.file.getvalue().split("\n")
-    return "\n".join(line.rstrip() for line in lines)
+    return console.file.getvalue()
 
 
 def test_status_to_the_letter(history: History, noise: Noise) -> None:
@@ -371,6 +371,8 @@ def _play(view: LiveView, history: History) -> None:
     view.session_stopped("5 trials are done", history)
 
 
+OPEN = Confirmation(number=1, champion="1" * 40, reference="b" * 40, trial_id=1, at=0.0)
+
 LIVE = """\
 now  session main, researcher tpe, policy screen, budget 5 min, device cpu, sandbox bubblewrap, \
 going on after 5 trials
@@ -413,6 +415,17 @@ def test_live_session_on_a_terminal_has_a_progress_line(history: History) -> Non
     assert "step 3  loss 4.25" in text
     assert "scoring" in text
     assert "because of head_lr 0.002 -> 0.004" in text
+
+
+def test_runs_of_a_confirmation_name_their_arm(history: History) -> None:
+    """Both arms run the same purpose; the line says whose score it is, and how many are to come."""
+    console = _console()
+    with LiveView(console, Config(), clock=lambda: "now") as view:
+        need = next_confirm_step(Config().confirm, OPEN, frozenset())
+        assert isinstance(need, ArmNeed)
+        view.run_started(Purpose.CONFIRM, need.why)
+        view.run_finished(history.runs[0])
+    assert "now    confirmation: run 1 of 5 of the reference  2.2900  trained" in _text(console)
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from rich.text import Text
 from autoresearch.search.history import History
 from autoresearch.values.errors import UserError
 from autoresearch.values.records import Measurement, Outcome, Trial
-from autoresearch.views.console import key_values, verdict_text
+from autoresearch.views.console import Trimmed, key_values, verdict_text
 from autoresearch.views.digest import score_trial
 from autoresearch.views.text import bpb, clean, duration, plural, short, signed
 
@@ -116,7 +116,7 @@ def print_trial(console: Console, trial: Trial, runs_folder: Path) -> None:
         console.print("\nNo run is recorded yet.", style="dim")
         return
     console.print()
-    console.print(_runs_table(trial))
+    console.print(Trimmed(_runs_table(trial)))
     for run in trial.runs:
         _print_run_details(console, run, runs_folder)
 
