@@ -351,6 +351,35 @@ def test_init(call: Call, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> No
     ]
 
 
+def test_hints_can_be_typed_where_they_say(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """From a folder of its own, with or without the program on the PATH; spaces are quoted."""
+    program = tmp_path / "bin" / "autoresearch"
+    program.parent.mkdir()
+    program.touch(0o755)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(workspaces, "init", lambda path, *_: Fake(root=path, config=Config()))
+
+    def hint(argv0: str, path: str) -> str:
+        monkeypatch.setattr(sys, "argv", [argv0, "init", "my research"])
+        monkeypatch.setenv("PATH", path)
+        with pytest.raises(SystemExit):
+            main()
+        return capsys.readouterr().out.splitlines()[-1]
+
+    start = "next: cd 'my research' && "
+    assert hint("bin/autoresearch", "/none") == f"{start}{program} prepare && {program} run"
+    assert (
+        hint(str(program), str(program.parent))
+        == f"{start}autoresearch prepare && autoresearch run"
+    )
+    module = f"{sys.executable} -m autoresearch"
+    assert (
+        hint("/x/autoresearch/__main__.py", "/none") == f"{start}{module} prepare && {module} run"
+    )
+
+
 @pytest.fixture
 def prepared(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[Any]:
     """Calls of `prepare`, which succeeds at once."""

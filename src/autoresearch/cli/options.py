@@ -5,6 +5,9 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+import shlex
+import shutil
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
@@ -127,6 +130,17 @@ def _set_line(text: str, table: str, key: str, value: str) -> str:
         + re.sub(pattern, lambda _: f"{key} = {value}", mine, count=1, flags=re.MULTILINE)
         + rest
     )
+
+
+def program() -> str:
+    """What to type for this program, from any folder: its name only where the PATH leads to it."""
+    running = Path(sys.argv[0])
+    if running.name == "__main__.py":
+        return f"{shlex.quote(sys.executable)} -m autoresearch"
+    found = shutil.which(running.name)
+    if not running.exists() or (found and running.samefile(found)):
+        return running.name
+    return shlex.quote(str(running.absolute()))
 
 
 def console(*, to_stderr: bool = False) -> Console:
