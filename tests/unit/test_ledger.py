@@ -373,6 +373,10 @@ def test_reading_what_is_not_there_names_the_command(path: Path) -> None:
     with pytest.raises(WorkspaceError, match="cannot be opened as a ledger"):
         Ledger.open(path)
     path.unlink()
+    path.mkdir()
+    with pytest.raises(WorkspaceError, match=r"cannot be opened .*; free space or mend the perm"):
+        Ledger.read(path)
+    path.rmdir()
     write_session(path)
     connection = sqlite3.connect(path)
     connection.execute("PRAGMA user_version = 99")

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from autoresearch.search.history import History, RefusedProposal
 from autoresearch.search.noise import Noise
 from autoresearch.values.config import Config, override
+from autoresearch.values.errors import UserError
 from autoresearch.values.records import Call, Confirmation, Decision, Outcome, Purpose, Verdict
 from autoresearch.views import plot
 from autoresearch.views.digest import active_seconds, measure, score_trial
@@ -345,3 +346,16 @@ def test_write_report_makes_three_files(
     assert paths[0].read_text() == SUMMARY
     assert paths[1].read_bytes().startswith(b"\x89PNG")
     assert paths[2].read_text() == TSV
+
+
+@pytest.mark.parametrize("name", ["file", "file/inside"])
+def test_a_folder_that_cannot_be_made_is_named(
+    history: History, noise: Noise, tmp_path: Path, name: str
+) -> None:
+    """`report --out train.py` is a slip, and no traceback."""
+    (tmp_path / "file").touch()
+    told = (
+        rf"could not make the folder {tmp_path / name}: .*; choose another one: `autoresearch rep"
+    )
+    with pytest.raises(UserError, match=told):
+        write_report(tmp_path / name, history, noise, Config())

@@ -16,7 +16,7 @@ import tempfile
 from contextlib import suppress
 from pathlib import Path
 
-from autoresearch.system.files import remove_tree
+from autoresearch.system.files import remove_tree, writing
 
 MOST_BYTES = 2 << 30
 MOST_FILES = 50_000
@@ -32,8 +32,9 @@ class CompileCache:
 
     def make_private(self) -> Path:
         """An empty folder for one process; whoever asked for it removes it."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        private = Path(tempfile.mkdtemp(prefix="private-", dir=self.folder))
+        with writing(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            private = Path(tempfile.mkdtemp(prefix="private-", dir=self.folder))
         private.chmod(0o777)  # another user owns the process behind the walls
         return private
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from autoresearch.search.history import History
 from autoresearch.search.noise import Noise
+from autoresearch.values.errors import UserError
 from autoresearch.values.records import Trial, Verdict
 from autoresearch.views.digest import FAILED, closed_trials, score_commit, score_trial, verdict_of
 from autoresearch.views.summary import summary_markdown
@@ -59,11 +60,21 @@ def _memory_gb(runs: Iterable[Measurement]) -> float:
 
 
 def write_report(folder: Path, history: History, noise: Noise, config: Config) -> list[Path]:
-    """Write the three files; gives their paths, summary.md first."""
+    """Write the three files; gives their paths, summary.md first.
+
+    Raises:
+        UserError: the folder cannot be made, or not written to.
+    """
     from autoresearch.system.files import write_atomic
     from autoresearch.views.plot import progress_png
 
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"could not make the folder {folder}: {error.strerror}; choose another one: "
+            "`autoresearch report --out FOLDER`"
+        ) from error
     pages: dict[str, str | bytes] = {
         "summary.md": summary_markdown(history, noise, config),
         "progress.png": progress_png(history, noise),
