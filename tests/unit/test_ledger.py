@@ -413,6 +413,18 @@ def test_older_schema_is_migrated(path: Path, monkeypatch: pytest.MonkeyPatch) -
     connection.close()
 
 
+def test_a_full_disk_while_it_is_made_is_no_damage(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is there afterwards, and nothing is to be moved away."""
+    monkeypatch.setattr(schema, "MIGRATIONS", ["INSERT INTO nowhere VALUES (1);"])
+    with pytest.raises(
+        WorkspaceError, match=r"cannot be opened as a ledger: .*; free space or mend"
+    ):
+        Ledger.open(path)
+    assert not path.exists()
+
+
 def test_full_disk_loses_nothing(path: Path) -> None:
     """An append that finds no room says so; what was there stays, and later appends work."""
     write_session(path)
