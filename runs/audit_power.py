@@ -6,7 +6,9 @@ that. `row` uses the whole future: all tokens before the cut lose what they had.
 worth is leak x share nats a token of every row, in both cases. The noise between two honest
 presentations is Gaussian a token: 0.0002 nats as float32 kernels have, 0.02 as bfloat16.
 
-Second table: honest models of several kinds of noise, and the share that the audit accuses, with
+Second table: the same where fewer rows are scored than an audit wants decoys.
+
+Third table: honest models of several kinds of noise, and the share that the audit accuses, with
 Clopper-Pearson's upper bound. With --recorded FOLDER the reports in FOLDER/**/measurement.json
 (all said to be honest) are counted too.
 
@@ -30,6 +32,7 @@ Floats = NDArray[np.float32]
 Noise = Callable[[np.random.Generator, tuple[int, int]], NDArray[np.float64]]
 ROWS, CONTEXT = 2048, 128
 SHARES = (1.0, 0.3, 0.1, 0.03, 0.01)
+FEW_ROWS = (4, 8, 16, 32, 64, 128, 256)
 LEAKS = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
 
 
@@ -80,9 +83,9 @@ def present(
     return compare(first, second, decoys)
 
 
-def decoys_of(seed: int) -> Decoys:
+def decoys_of(seed: int, num_rows: int = ROWS) -> Decoys:
     """As the scorer makes them; what the rows say does not matter here."""
-    return make_decoys(np.zeros((ROWS, CONTEXT + 1), dtype=np.int32), 16, seed)
+    return make_decoys(np.zeros((num_rows, CONTEXT + 1), dtype=np.int32), 16, seed)
 
 
 def power(repeats: int) -> None:
@@ -101,6 +104,21 @@ def power(repeats: int) -> None:
                     )
                     cells += f"{caught / repeats:8.2f}"
                 print(f"{share:13g} {cells}", flush=True)
+
+
+def power_of_few(repeats: int) -> None:
+    """Chance to be caught by how many rows are scored: `next`, 0.1 nats a token in all of them."""
+    rng = np.random.default_rng(0)
+    print("\nscored rows    " + "".join(f"{rows:>8}" for rows in FEW_ROWS))
+    for name in ("gaussian 0.0002", "gaussian 0.02"):
+        cells = ""
+        for rows in FEW_ROWS:
+            caught = sum(
+                present(rng, decoys_of(n, rows), HONEST[name], 0.1, 1.0, "next").finding != ""
+                for n in range(repeats)
+            )
+            cells += f"{caught / repeats:8.2f}"
+        print(f"{name:15}{cells}", flush=True)
 
 
 def bound(count: int, total: int) -> float:
@@ -144,6 +162,7 @@ def main() -> None:
     parser.add_argument("--recorded", type=Path, help="folder with runs of honest models")
     options = parser.parse_args()
     power(options.repeats)
+    power_of_few(options.repeats)
     false_alarms(options.honest)
     if options.recorded:
         count_recorded(options.recorded)

@@ -164,6 +164,8 @@ def _check_sandbox() -> Check:
 
 def _check_disk(workspace: Workspace | None) -> Check:
     places = [cache_home(), workspace.root if workspace else Path.cwd()]
+    if workspace:
+        places.append(workspace.state_folder)
     free = []
     for place in places:
         there = next(folder for folder in (place, *place.parents) if folder.exists())
@@ -172,7 +174,9 @@ def _check_disk(workspace: Workspace | None) -> Check:
     detail = f"{least_gb:.1f} GiB free at {place}"
     locked = [where for _, where, is_writable in free if not is_writable]
     if locked:
-        remedy = "export AUTORESEARCH_HOME=FOLDER, one that you may write to"
+        remedy = f"chmod u+w {locked[0]}, or copy the workspace to where you may write"
+        if locked[0] == places[0]:
+            remedy = "export AUTORESEARCH_HOME=FOLDER, one that you may write to"
         return Check(
             name="disk", status="fail", detail=f"{locked[0]} cannot be written to", remedy=remedy
         )

@@ -16,7 +16,6 @@ import contextlib
 import dataclasses
 import importlib.resources
 import json
-import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -36,7 +35,6 @@ TRAIN_NAME = "train.py"
 _STATE_FOLDER = ".autoresearch"
 _IGNORED = (f"{_STATE_FOLDER}/", "results.tsv", "progress.png", "summary.md", "__pycache__/")
 _HARMLESS_NAMES = {".git", ".DS_Store"}  # a .git without commits, that is
-_TAG = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9_-]|\.(?![.]|lock$|$))*")
 _HELP_COLUMN = 36
 
 Changes: TypeAlias = Mapping[str, Mapping[str, Any]]
@@ -157,7 +155,7 @@ def open_workspace(start: Path | None = None) -> Workspace:
     for folder in (start, *start.parents):
         path = folder / CONFIG_NAME
         if path.is_file():
-            return Workspace(root=folder, config=_parse(_read_text(path), str(path)))
+            return Workspace(root=folder, config=parse_config(_read_text(path), str(path)))
     raise WorkspaceError(
         f"there is no {CONFIG_NAME} in {start} or above it, so this is not a workspace; "
         "make one with `autoresearch init my-research`, then `cd my-research`"
@@ -265,13 +263,14 @@ def _render_settings(table: Any) -> list[str]:
 
 
 def _render_setting(field: dataclasses.Field[Any], value: Any) -> str:
-    assignment = f"{field.name} = {_toml(value)}"
+    assignment = f"{field.name} = {to_toml(value)}"
     choices = field.metadata["choices"]
     meaning = field.metadata["help"] + (f" ({', '.join(map(str, choices))})" if choices else "")
     return f"{assignment:<{_HELP_COLUMN}}  # {meaning}"
 
 
-def _toml(value: Any) -> str:
+def to_toml(value: Any) -> str:
+    """A setting's value as autoresearch.toml has it."""
     if isinstance(value, str):
         # A basic TOML string has JSON's escapes, except that DEL needs one and surrogates are none.
         return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
@@ -284,23 +283,12 @@ def _toml(value: Any) -> str:
 
 def _configure(preset: Preset, changes: Changes) -> Config:
     """Defaults, then the preset, then `changes`, checked as a file would be."""
-    lines = [f"preset = {_toml(preset.name)}"]
+    lines = [f"preset = {to_toml(preset.name)}"]
     for table in dict.fromkeys([*preset.config, *changes]):
         lines.append(f"[{table}]")
         values = {**preset.config.get(table, {}), **changes.get(table, {})}
-        lines += [f"{key} = {_toml(value)}" for key, value in values.items()]
-    return _parse("\n".join(lines), f"preset {preset.name!r} with your changes")
-
-
-def _parse(text: str, origin: str) -> Config:
-    """As `parse_config`, and the tag can be part of a branch name."""
-    config = parse_config(text, origin)
-    if not _TAG.fullmatch(config.session.tag):
-        raise UserError(
-            f"{origin}: session.tag is {config.session.tag!r}, expected a name made of letters, "
-            "digits, '-', '_' and single dots, because it names a git branch; try 'main'"
-        )
-    return config
+        lines += [f"{key} = {to_toml(value)}" for key, value in values.items()]
+    return parse_config("\n".join(lines), f"preset {preset.name!r} with your changes")
 
 
 def _refuse_taken(path: Path) -> None:

@@ -48,7 +48,7 @@ EDITS = {  # one constant a session, so that each line still stands when its tur
 SETTINGS = {
     "trial": {"budget_s": 1.0},
     "judge": {"policy": "greedy", "calibration_runs": 2},
-    "data": {"corpus": "files", "score_tokens": 4_096, "holdout_tokens": 4_096},
+    "data": {"corpus": "files", "score_tokens": 8_192, "holdout_tokens": 4_096},
 }
 LIMIT_S = 300.0  # seconds a client
 
@@ -85,6 +85,7 @@ def make_workspace(folder: Path) -> Workspace:
     texts.mkdir()
     for path in sorted(Path(os.__file__).parent.glob("*.py"))[:40]:
         (texts / f"{path.stem}.txt").write_bytes(path.read_bytes())
+    (texts / "val.txt").write_bytes((Path(os.__file__).parent / "argparse.py").read_bytes())
     data = {**SETTINGS["data"], "path": str(texts)}
     made = workspaces.init(folder / "w", "demo", {**SETTINGS, "data": data})
     dataset.prepare(made.config.data, folder / "home")

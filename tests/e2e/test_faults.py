@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import time
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -16,7 +18,7 @@ from autoresearch.referee.host import Host, Seat
 from autoresearch.system import hardware
 from autoresearch.system.clock import SystemClock
 from autoresearch.system.procs import ProcessTree
-from autoresearch.values.errors import AutoresearchError, SandboxUnavailable
+from autoresearch.values.errors import AutoresearchError, SandboxUnavailable, UserError
 from autoresearch.values.records import Measurement, Outcome, Purpose
 
 
@@ -410,6 +412,47 @@ def test_weights_of_kept_runs_can_be_saved_and_the_oldest_are_dropped(lab: Lab) 
         last = lab.run(HONEST)
     assert lab.referee.has_weights(last.run_id)
     assert not lab.referee.has_weights(first.run_id)
+
+
+@pytest.mark.parametrize("name", ["config.json", "private", "stdout.log", "measurement.json"])
+def test_a_full_disk_is_said_and_leaves_nobody(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """Whichever file does not fit: the place, what to do, and no process that waits for it."""
+    real = Path.write_text
+
+    def write_text(path: Path, *given: Any, **named: Any) -> int:
+        if path.name == name or path.parent.name.startswith(f"{name}-"):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return real(path, *given, **named)
+
+    monkeypatch.setattr(Path, "write_text", write_text)
+    told = rf"could not write to {lab.folder}/.*: No space left on device; free space"
+    with pytest.raises(UserError, match=told):
+        lab.run(HONEST)
+    assert_nobody_left()
+    assert not list(lab.host.cache.folder.glob("private-*"))
+
+
+def test_weights_that_do_not_fit_leave_no_part(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor does a death while they were written, once others are saved."""
+    run = lab.run(HONEST)
+    runs = lab.folder / "runs"
+    path = runs / run.artifacts / "weights.safetensors"
+
+    def fail(self: Path, target: Path) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", fail)
+        with pytest.raises(UserError, match=f"could not write to {path}: No space left on device"):
+            lab.referee.save_weights(run.run_id, path)
+    assert not list(runs.glob("*/weights.*"))
+    (runs / "000000").mkdir()
+    (runs / "000000" / "weights.partial").write_text("half")
+    lab.referee.save_weights(run.run_id, path)
+    assert list(runs.glob("*/weights.*")) == [path]
+    path.unlink()
 
 
 def test_tokens_are_generated_behind_the_same_walls(lab: Lab) -> None:

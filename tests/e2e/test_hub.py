@@ -181,7 +181,7 @@ def settings() -> DataSettings:
         num_shards=2,
         vocab_size=300,
         context=32,
-        score_tokens=640,
+        score_tokens=2_048,
         holdout_tokens=640,
     )
 

@@ -39,7 +39,7 @@ TOKEN = "loopback"
 CHANGES = {
     "trial": {"budget_s": 1.0},
     "judge": {"policy": "greedy", "calibration_runs": 2},
-    "data": {"score_tokens": 4_096, "holdout_tokens": 4_096},
+    "data": {"score_tokens": 8_192, "holdout_tokens": 4_096},
 }
 
 
@@ -51,6 +51,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workspace]:
     texts.mkdir()
     for path in sorted(Path(os.__file__).parent.glob("*.py"))[:40]:
         (texts / f"{path.stem}.txt").write_bytes(path.read_bytes())
+    (texts / "val.txt").write_bytes((Path(os.__file__).parent / "argparse.py").read_bytes())
     data = {**CHANGES["data"], "corpus": "files", "path": str(texts)}
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("AUTORESEARCH_HOME", str(folder / "home"))

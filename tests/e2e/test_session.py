@@ -161,6 +161,10 @@ def test_what_is_kept_was_audited_and_its_weights_are_saved(bench: Bench) -> Non
     decider = bench.history.trials[0].runs[-1].run_id
     assert bench.referee.audited == [decider]
     assert bench.referee.saved == [decider]
+    history, selected = bench.history, frozenset({Purpose.SCREEN, Purpose.REPLICATE})
+    for runs in (history.trials[0].runs, history.runs_of(history.champion, selected)):
+        assert [run.was_audited for run in runs] == [False, True]
+        assert runs[-1].audit == {"finding": ""}
 
 
 def test_a_failed_audit_is_the_verdict(bench: Bench) -> None:

@@ -56,7 +56,7 @@ class Made:
         return self.runs[-1]
 
     def trial(self, number: int, **more: Any) -> Trial:
-        """Trial `number` of KINDS with its runs."""
+        """Trial `number` of KINDS with its runs; those of the champion it became belong to none."""
         description, verdict, scores, gain = KINDS[number]
         commit = f"{number:x}" * 40
         purposes = [Purpose.SCREEN, Purpose.REPLICATE, Purpose.CHAMPION, Purpose.CHAMPION]
@@ -80,7 +80,7 @@ class Made:
             "parameters": {"HEAD_LR": 0.001 * number},
             "is_simplification": False,
             "at": runs[0].at,
-            "runs": tuple(runs),
+            "runs": tuple(run for run in runs if run.purpose is not Purpose.CHAMPION),
             "decision": decision,
         }
         return Trial(**{**values, **more})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import shutil
 from collections.abc import Iterator
@@ -146,6 +147,21 @@ def test_an_empty_cache_is_not_staged_and_keeping_is_done_once(cache: CompileCac
     keep(cache, 3, "commit", kernel="second")
     with private_copy(cache, "commit") as again:
         assert (again / "kernel").read_text() == "first"
+
+
+def test_caches_of_old_commits_are_dropped(
+    cache: CompileCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A night of keeps leaves a few; what runs still start from stays, however old it is."""
+    hours, utime = itertools.count(1), os.utime
+    monkeypatch.setattr(cache_module.os, "utime", lambda path: utime(path, (0, 3600 * next(hours))))
+    keep(cache, 1, "baseline", kernel="compiled")
+    for run_id in range(2, 31):
+        with private_copy(cache, "baseline"):
+            pass
+        keep(cache, run_id, f"c{run_id}", kernel="compiled")
+    left = {path.name for path in cache.folder.glob("commit-*")}
+    assert left == {"commit-baseline", "commit-c28", "commit-c29", "commit-c30"}
 
 
 def test_sweeping_leaves_only_kept_caches(cache: CompileCache) -> None:

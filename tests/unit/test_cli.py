@@ -205,6 +205,24 @@ def test_usage_errors_exit_2(call: Call, arguments: tuple[str, ...]) -> None:
 
 
 @pytest.mark.parametrize(
+    ("option", "value", "words"),
+    [
+        ("--tag", "a b", "the command line: session.tag is 'a b', expected a name made of letters"),
+        ("--researcher", "tpee", "the command line: researcher.kind is 'tpee', expected one of"),
+        ("--budget", "inf", "the command line: trial.budget_s is inf, expected a finite number"),
+    ],
+)
+def test_values_on_the_command_line_are_checked_as_the_files_are(
+    call: Call, here: Workspace, option: str, value: str, words: str
+) -> None:
+    """Before anything is opened, with the place where they were written."""
+    code, out, err = call("run", option, value)
+    assert (code, out) == (2, "")
+    assert words in err
+    assert "autoresearch.toml" not in err
+
+
+@pytest.mark.parametrize(
     ("error", "code"),
     [
         (UserError("no such thing; type this"), 2),
@@ -331,6 +349,35 @@ def test_init(call: Call, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> No
         {"data": {"corpus": "files", "path": str(tmp_path)}, "trial": {"budget_s": 60.0}},
         {"data": {"corpus": "pystdlib"}},
     ]
+
+
+def test_hints_can_be_typed_where_they_say(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """From a folder of its own, with or without the program on the PATH; spaces are quoted."""
+    program = tmp_path / "bin" / "autoresearch"
+    program.parent.mkdir()
+    program.touch(0o755)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(workspaces, "init", lambda path, *_: Fake(root=path, config=Config()))
+
+    def hint(argv0: str, path: str) -> str:
+        monkeypatch.setattr(sys, "argv", [argv0, "init", "my research"])
+        monkeypatch.setenv("PATH", path)
+        with pytest.raises(SystemExit):
+            main()
+        return capsys.readouterr().out.splitlines()[-1]
+
+    start = "next: cd 'my research' && "
+    assert hint("bin/autoresearch", "/none") == f"{start}{program} prepare && {program} run"
+    assert (
+        hint(str(program), str(program.parent))
+        == f"{start}autoresearch prepare && autoresearch run"
+    )
+    module = f"{sys.executable} -m autoresearch"
+    assert (
+        hint("/x/autoresearch/__main__.py", "/none") == f"{start}{module} prepare && {module} run"
+    )
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from autoresearch.search.confirm import ArmNeed, next_confirm_step
 from autoresearch.search.history import History
 from autoresearch.search.noise import Noise
 from autoresearch.values.config import Config, override
@@ -93,8 +94,7 @@ def _console(*, is_terminal: bool = False) -> Console:
 
 def _text(console: Console) -> str:
     assert isinstance(console.file, io.StringIO)
-    lines = console.file.getvalue().split("\n")
-    return "\n".join(line.rstrip() for line in lines)
+    return console.file.getvalue()
 
 
 def test_status_to_the_letter(history: History, noise: Noise) -> None:
@@ -110,7 +110,7 @@ def test_long_descriptions_leave_the_figures_alone(history: History, noise: Nois
     trial = dataclasses.replace(history.trials[0], description="HEAD_LR 0.1 -> 0.2, " * 30)
     print_status(console, dataclasses.replace(history, trials=(trial,)), noise, Config(), last=1)
     row = _text(console).split("\n")[-2]
-    assert row.startswith("    1  keep      2.1200  +0.1800     4  HEAD_LR 0.1 -> 0.2, ")
+    assert row.startswith("    1  keep      2.1200  +0.1800     2  HEAD_LR 0.1 -> 0.2, ")
     assert row.endswith("...")
     assert len(row) <= 100
 
@@ -331,15 +331,18 @@ def test_print_run_gives_reason_and_folder(history: History) -> None:
 
 
 def test_compare_runs(history: History) -> None:
-    """A replay beside the trial's own runs, with and without scores."""
-    kept, crashed = history.trials[0], history.trials[3]
+    """A replay beside the champion's fresh runs, the run that decided, and no score."""
+    kept, near, crashed = history.trials[0], history.trials[2], history.trials[3]
     new = dataclasses.replace(history.runs[6], val_bpb=2.1)
-    assert compare_runs(kept, new) == (
+    assert compare_runs(kept, history, new) == (
         "Trial 1 had 2.1200 (2 runs, 2.1100 to 2.1300); its replay scored 2.1000, gain +0.0200."
     )
-    assert compare_runs(crashed, new) == "Trial 4 had no score; its replay scored 2.1000."
+    assert compare_runs(near, history, new) == (
+        "Trial 3 had 2.1150 (1 run); its replay scored 2.1000, gain +0.0150."
+    )
+    assert compare_runs(crashed, history, new) == "Trial 4 had no score; its replay scored 2.1000."
     failed = dataclasses.replace(new, outcome=Outcome.TIMEOUT, reason="too late")
-    assert compare_runs(kept, failed).endswith("gave no score, timeout: too late")
+    assert compare_runs(kept, history, failed).endswith("gave no score, timeout: too late")
 
 
 def test_diff_in_colours() -> None:
@@ -368,6 +371,8 @@ def _play(view: LiveView, history: History) -> None:
     view.session_stopped("5 trials are done", history)
 
 
+OPEN = Confirmation(number=1, champion="1" * 40, reference="b" * 40, trial_id=1, at=0.0)
+
 LIVE = """\
 now  session main, researcher tpe, policy screen, budget 5 min, device cpu, sandbox bubblewrap, \
 going on after 5 trials
@@ -393,16 +398,6 @@ def test_live_session_to_the_letter(history: History) -> None:
     assert _text(console) == LIVE
 
 
-def test_runs_of_a_confirmation_say_whose_they_are(history: History) -> None:
-    """A score alone does not tell the champion's from the reference's."""
-    console = _console()
-    why = "confirmation: run 1 of 5 of the reference"
-    with LiveView(console, Config(), clock=lambda: "now") as view:
-        view.run_started(Purpose.CONFIRM, why)
-        view.run_finished(history.runs[0])
-    assert _text(console).startswith(f"now    {why}  2.2900  trained")
-
-
 def test_live_session_on_a_terminal_has_a_progress_line(history: History) -> None:
     """Elapsed of budget, step and loss; the lines are the same."""
     console = _console(is_terminal=True)
@@ -420,6 +415,17 @@ def test_live_session_on_a_terminal_has_a_progress_line(history: History) -> Non
     assert "step 3  loss 4.25" in text
     assert "scoring" in text
     assert "because of head_lr 0.002 -> 0.004" in text
+
+
+def test_runs_of_a_confirmation_name_their_arm(history: History) -> None:
+    """Both arms run the same purpose; the line says whose score it is, and how many are to come."""
+    console = _console()
+    with LiveView(console, Config(), clock=lambda: "now") as view:
+        need = next_confirm_step(Config().confirm, OPEN, frozenset())
+        assert isinstance(need, ArmNeed)
+        view.run_started(Purpose.CONFIRM, need.why)
+        view.run_finished(history.runs[0])
+    assert "now    confirmation: run 1 of 5 of the reference  2.2900  trained" in _text(console)
 
 
 @pytest.mark.parametrize(

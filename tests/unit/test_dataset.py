@@ -34,18 +34,18 @@ def document(number: int) -> str:
 
 @pytest.fixture
 def settings(tmp_path: Path) -> DataSettings:
-    """A corpus of 60 documents, 80 rows to score."""
+    """A corpus of 120 documents, 64 rows to score."""
     folder = tmp_path / "text"
     folder.mkdir()
-    lines = [json.dumps({"text": document(n)}) + "\n" for n in range(60)]
-    (folder / "a.jsonl").write_text("".join(lines[:40]))
-    (folder / "b.jsonl").write_text("".join(lines[40:]))
+    lines = [json.dumps({"text": document(n)}) + "\n" for n in range(120)]
+    (folder / "a.jsonl").write_text("".join(lines[:80]))
+    (folder / "b.jsonl").write_text("".join(lines[80:]))
     return DataSettings(
         corpus="files",
         path=str(folder),
         vocab_size=280,
         context=CONTEXT,
-        score_tokens=20 * CONTEXT + 3,
+        score_tokens=64 * CONTEXT + 3,
         holdout_tokens=10 * CONTEXT,
     )
 
@@ -74,15 +74,15 @@ def test_prepare_writes_what_it_says(settings: DataSettings, home: Path) -> None
     assert [path.name for path in dataset.train_shards] == ["train_00000.bin"]
     train = dataset.rows(dataset.train_shards[0])
     assert train.shape == (dataset.num_train_rows, CONTEXT + 1)
-    assert dataset.rows(dataset.validation_path).shape == (20, CONTEXT + 1)
-    assert dataset.num_validation_rows == 20
+    assert dataset.rows(dataset.validation_path).shape == (64, CONTEXT + 1)
+    assert dataset.num_validation_rows == 64
     assert dataset.rows(dataset.holdout_path).shape == (10, CONTEXT + 1)
     assert dataset.manifest["splits"]["holdout"]["rows"] == 10
     assert all(train[:, 0] == dataset.bos)
     counts = dataset.manifest["splits"]["train"]
     tokens_in_rows = int((train != dataset.bos).sum())
     assert counts["tokens"] == tokens_in_rows + counts["left_over_tokens"]
-    assert counts["documents"] + 6 == 60
+    assert counts["documents"] + 12 == 120
     lengths = np.load(dataset.token_bytes_path)
     assert lengths.shape == np.load(dataset.token_bytes_decoded_path).shape == (280,)
     assert counts["bytes"] == counts["chars"]  # this text is ASCII
@@ -147,18 +147,19 @@ def test_short_corpus_scores_all_it_has(settings: DataSettings, home: Path) -> N
     more = replace(settings, score_tokens=1_000_000)
     entry = prepare(more, home).manifest["splits"]["validation"]
     assert entry["is_short"]
-    assert 20 < entry["rows"] < entry["wanted_rows"] == 1_000_000 // CONTEXT
+    assert 64 < entry["rows"] < entry["wanted_rows"] == 1_000_000 // CONTEXT
     assert not prepare(settings, home).manifest["splits"]["validation"]["is_short"]
 
 
 def test_copies_of_scored_text_are_left_out(settings: DataSettings, home: Path) -> None:
     """A training document that is pinned for scoring too, or comes twice, is not trained on."""
     folder = Path(settings.path)
-    (folder / "val.jsonl").write_text(json.dumps({"text": document(7)}) + "\n")
+    lines = [json.dumps({"text": document(n)}) + "\n" for n in range(10)]
+    (folder / "val.jsonl").write_text("".join(lines))
     (folder / "c.jsonl").write_text((folder / "a.jsonl").read_text())
     counts = prepare(settings, home).manifest["splits"]["train"]
-    assert counts["documents"] + counts["copies_left_out"] >= 90
-    assert counts["documents"] <= 57
+    assert counts["documents"] + counts["copies_left_out"] >= 180
+    assert counts["documents"] <= 110
 
 
 def test_many_shards_lose_nothing(
@@ -348,12 +349,20 @@ def test_two_at_once(settings: DataSettings, home: Path) -> None:
         prepare(settings, home)
 
 
-@pytest.mark.parametrize("name", ["score_tokens", "holdout_tokens"])
-def test_less_than_a_row_to_score(settings: DataSettings, home: Path, name: str) -> None:
-    """Scoring less than one row is refused with the number that is enough."""
-    message = rf"data\.{name} is 15, expected at least one row, data\.context = 16"
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("score_tokens", 64 * CONTEXT - 1, "1024, which is 64 x data.context, for an audit"),
+        ("holdout_tokens", CONTEXT - 1, "16, which is 1 x data.context; change it"),
+    ],
+)
+def test_too_few_rows_to_score(
+    settings: DataSettings, home: Path, name: str, value: int, words: str
+) -> None:
+    """Scoring less than the audit needs is refused with the number that is enough."""
+    message = re.escape(f"data.{name} is {value}, expected at least {words}")
     with pytest.raises(UserError, match=message):
-        prepare(replace(settings, **{name: 15}), home)
+        prepare(replace(settings, **{name: value}), home)
 
 
 def test_impossible_vocabulary(settings: DataSettings, home: Path) -> None:
@@ -364,8 +373,8 @@ def test_impossible_vocabulary(settings: DataSettings, home: Path) -> None:
 
 def test_too_little_text_for_a_row(settings: DataSettings, home: Path) -> None:
     """A context longer than the scoring text is an error that names the setting."""
-    long = replace(settings, context=100_000, score_tokens=100_000, holdout_tokens=100_000)
-    with pytest.raises(DataError, match=r"text for data\.score_tokens has \d+ tokens, not enough"):
+    long = replace(settings, context=100_000, score_tokens=6_400_000, holdout_tokens=100_000)
+    with pytest.raises(DataError, match=r"score_tokens has \d+ tokens, enough for 0 rows of data"):
         prepare(long, home)
     assert not temporary(home)
 
@@ -375,10 +384,12 @@ def test_too_little_text_to_train(settings: DataSettings, home: Path) -> None:
     for name, first in (("val", 100), ("holdout", 400)):
         lines = [json.dumps({"text": document(n)}) + "\n" for n in range(first, first + 300)]
         (Path(settings.path) / f"{name}.jsonl").write_text("".join(lines))
+    (Path(settings.path) / "b.jsonl").unlink()
+    (Path(settings.path) / "a.jsonl").write_text(json.dumps({"text": document(1)}) + "\n")
     size = prepare(settings, home).manifest["splits"]["train"]["tokens"] * 2
     message = r"the training text has \d+ tokens, not enough for one row"
     with pytest.raises(DataError, match=message):
-        prepare(replace(settings, context=size, score_tokens=size, holdout_tokens=size), home)
+        prepare(replace(settings, context=size, score_tokens=64 * size, holdout_tokens=size), home)
 
 
 def test_scoring_text_is_read_as_far_as_needed(
@@ -392,7 +403,7 @@ def test_scoring_text_is_read_as_far_as_needed(
     counts = prepare(settings, home).manifest["splits"]["validation"]
     assert counts["documents"] < 20
     assert counts["tokens"] >= 4 * settings.score_tokens
-    assert counts["rows"] == 20
+    assert counts["rows"] == 64
 
 
 def test_copies_are_remembered_for_a_while(
@@ -402,7 +413,7 @@ def test_copies_are_remembered_for_a_while(
     monkeypatch.setattr("autoresearch.data.writer.MAX_SEEN", 2)
     folder = Path(settings.path)
     (folder / "c.jsonl").write_text((folder / "a.jsonl").read_text())
-    assert prepare(settings, home).manifest["splits"]["train"]["documents"] > 60
+    assert prepare(settings, home).manifest["splits"]["train"]["documents"] > 120
 
 
 def test_encode_and_decode(settings: DataSettings, home: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -124,6 +125,25 @@ def test_disk(
     check = diagnose()["disk"]
     assert check.status == status
     assert f"{free_gb:.1f} GiB free" in check.detail
+
+
+def test_locked_folders(
+    tmp_path: Path, diagnose: Callable[..., dict[str, Check]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a session writes to: home, the workspace, and its folder of state; each has a remedy."""
+    home, made = tmp_path / "home", init(tmp_path / "w", "demo")
+    monkeypatch.setenv("AUTORESEARCH_HOME", str(home))
+    for folder in (home, made.state_folder):
+        folder.mkdir()
+    for folder, remedy in {
+        home: "export AUTORESEARCH_HOME",
+        made.root: f"chmod u+w {made.root}, or copy the workspace",
+        made.state_folder: f"chmod u+w {made.state_folder}, or",
+    }.items():
+        monkeypatch.setattr(os, "access", lambda path, mode, locked=folder: path != locked)
+        check = diagnose(made.root)["disk"]
+        assert (check.status, check.detail) == ("fail", f"{folder} cannot be written to")
+        assert check.remedy.startswith(remedy)
 
 
 def test_device_that_is_not_there(

@@ -14,7 +14,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from autoresearch.system.files import cache_home, hold_lock, sha256_file, write_atomic
+from autoresearch.system.files import (
+    cache_home,
+    hold_lock,
+    sha256_file,
+    write_atomic,
+    writing,
+)
 from autoresearch.values.errors import UserError, WorkspaceError
 
 
@@ -87,6 +93,29 @@ def test_second_holder_is_told_the_pid_of_the_first(tmp_path: Path) -> None:
         pass
     with hold_lock(path, "the workspace"):
         pass
+
+
+def test_a_lock_that_cannot_be_made_says_why(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A read-only workspace is no traceback."""
+
+    def fail(path: Path, *_: object, **__: object) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+
+    monkeypatch.setattr(Path, "open", fail)
+    told = r"could not write to .*/lock: Read-only file system; free space or mend the permissions"
+    with pytest.raises(UserError, match=told), hold_lock(tmp_path / "lock", "it"):
+        pass
+
+
+def test_writing_names_the_place_where_the_error_does_not(tmp_path: Path) -> None:
+    """A full disk is found by `write`, which knows no path."""
+    with (
+        pytest.raises(UserError, match=f"could not write to {tmp_path}: No space left on device;"),
+        writing(tmp_path),
+    ):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def test_a_lock_dies_with_its_holder(tmp_path: Path) -> None:

@@ -375,6 +375,10 @@ def test_reading_what_is_not_there_names_the_command(path: Path) -> None:
     with pytest.raises(WorkspaceError, match="cannot be opened as a ledger"):
         Ledger.open(path)
     path.unlink()
+    path.mkdir()
+    with pytest.raises(WorkspaceError, match=r"cannot be opened .*; free space or mend the perm"):
+        Ledger.read(path)
+    path.rmdir()
     write_session(path)
     connection = sqlite3.connect(path)
     connection.execute("PRAGMA user_version = 99")
@@ -409,6 +413,18 @@ def test_older_schema_is_migrated(path: Path, monkeypatch: pytest.MonkeyPatch) -
     connection = sqlite3.connect(path)
     assert connection.execute("SELECT count(*) FROM trials").fetchone() == (0,)
     connection.close()
+
+
+def test_a_full_disk_while_it_is_made_is_no_damage(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is there afterwards, and nothing is to be moved away."""
+    monkeypatch.setattr(schema, "MIGRATIONS", ["INSERT INTO nowhere VALUES (1);"])
+    with pytest.raises(
+        WorkspaceError, match=r"cannot be opened as a ledger: .*; free space or mend"
+    ):
+        Ledger.open(path)
+    assert not path.exists()
 
 
 def test_full_disk_loses_nothing(path: Path) -> None:

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from autoresearch.search.history import History
 from autoresearch.search.noise import Noise
 from autoresearch.values.records import Decision, Trial, Verdict
+from autoresearch.views import plot
 from autoresearch.views.labels import label_kept
 from autoresearch.views.placing import Placer, Spot, cross, crosses_box
 from autoresearch.views.plot import progress_png
@@ -72,7 +73,21 @@ def test_is_the_same_for_the_same_history(history: History, noise: Noise) -> Non
     assert progress_png(history, noise) == progress_png(history, noise)
 
 
-def _labels(trials: list[Trial]) -> list[str]:
+def test_the_line_is_at_the_score_that_the_title_names(
+    history: History, noise: Noise, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The champion's mean over fresh runs, not the run that it was kept for."""
+    lines = []
+    lucky = Decision(verdict=Verdict.KEEP, reason="", val_bpb=2.05, gain_bpb=0.25)
+    kept = dataclasses.replace(history.trials[0], decision=lucky)
+    history = dataclasses.replace(history, trials=(kept, *history.trials[1:]))
+    monkeypatch.setattr(plot, "label_kept", lambda axes, *_: lines.append(axes.lines[-1]))
+    progress_png(history, noise)
+    assert lines[0].get_label() == "champion"
+    assert list(lines[0].get_ydata()) == pytest.approx([2.30, 2.30, 2.12, 2.12])
+
+
+def _labels(history: History, trials: list[Trial]) -> list[str]:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -82,13 +97,13 @@ def _labels(trials: list[Trial]) -> list[str]:
     axes.set_xlim(0, len(trials) + 1)
     axes.set_ylim(1, 3)
     canvas.draw()
-    label_kept(axes, trials, [], canvas.get_renderer())
+    label_kept(axes, history, trials, [], canvas.get_renderer())
     return [text.get_text() for text in axes.texts]
 
 
 def test_labels_name_the_kept_trials(history: History) -> None:
     """The number and the description, for kept trials only."""
-    assert _labels(list(history.trials)) == ["#1 head_lr 0.002 -> 0.004"]
+    assert _labels(history, list(history.trials)) == ["#1 head_lr 0.002 -> 0.004"]
 
 
 def test_labels_words_for_the_biggest_gains_only(history: History) -> None:
@@ -101,7 +116,7 @@ def test_labels_words_for_the_biggest_gains_only(history: History) -> None:
         )
         for number in range(1, 101)
     ]
-    worded = [int(text[1:].split()[0]) for text in _labels(kept) if " " in text]
+    worded = [int(text[1:].split()[0]) for text in _labels(history, kept) if " " in text]
     assert worded
     assert all(number > 84 for number in worded)
 

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from autoresearch.search.history import History, RefusedProposal
 from autoresearch.search.noise import Noise
 from autoresearch.values.config import Config, override
+from autoresearch.values.errors import UserError
 from autoresearch.values.records import Call, Confirmation, Decision, Outcome, Purpose, Verdict
 from autoresearch.views import plot
 from autoresearch.views.digest import active_seconds, measure, score_trial
@@ -57,7 +58,7 @@ Champion: `1111111`, trial 1.
 
 | trial | change | val_bpb | gain | runs |
 |---:|---|---:|---:|---:|
-| 3 | warmdown 0.4 -> 0.6 | 2.1150 | +0.0050 | 2 |
+| 3 | warmdown 0.4 -> 0.6 | 2.1150 | +0.0050 | 1 |
 
 ## What was tried
 
@@ -244,18 +245,34 @@ def test_paired_gains_are_added_up(history: History) -> None:
 
 
 def test_champion_is_scored_by_fresh_runs_only(history: History) -> None:
-    """The runs that selected a trial do not enter its score once it has fresh ones."""
-    score = score_trial(history.trials[0])
+    """The runs that selected a trial do not enter its score once it has fresh ones.
+
+    Those are runs of its commit that belong to no trial.
+    """
+    assert all(run.purpose is not Purpose.CHAMPION for run in history.trials[0].runs)
+    score = score_trial(history.trials[0], history)
     assert score is not None
     assert (score.mean_bpb, score.num_runs) == (pytest.approx(2.12), 2)
+    assert score == measure(history, Noise(sigma_bpb=0.01, degrees_of_freedom=11)).champion
+
+
+def test_what_the_second_run_decided_is_the_score_of_one_run(history: History) -> None:
+    """The count beside a score is of the runs that the score is the mean of."""
+    score = score_trial(history.trials[2], history)
+    assert score is not None
+    assert (score.mean_bpb, score.num_runs) == (2.115, 1)
+    mean = Decision(verdict=Verdict.DISCARD, reason="", val_bpb=(2.10 + 2.115) / 2)
+    score = score_trial(dataclasses.replace(history.trials[2], decision=mean), history)
+    assert score is not None
+    assert (score.num_runs, score.low_bpb, score.high_bpb) == (2, 2.10, 2.115)
 
 
 def test_trial_in_hand_and_failed_trials_have_no_score(history: History) -> None:
     """A failed trial never has a score, also when one of its runs had."""
     failed = Decision(verdict=Verdict.CHEAT, reason="read ahead", val_bpb=0.1)
-    assert score_trial(dataclasses.replace(history.trials[0], decision=failed)) is None
+    assert score_trial(dataclasses.replace(history.trials[0], decision=failed), history) is None
     fresh = dataclasses.replace(history.trials[0], runs=(), decision=None)
-    assert score_trial(fresh) is None
+    assert score_trial(fresh, history) is None
 
 
 def test_nan_is_no_score(history: History) -> None:
@@ -329,3 +346,16 @@ def test_write_report_makes_three_files(
     assert paths[0].read_text() == SUMMARY
     assert paths[1].read_bytes().startswith(b"\x89PNG")
     assert paths[2].read_text() == TSV
+
+
+@pytest.mark.parametrize("name", ["file", "file/inside"])
+def test_a_folder_that_cannot_be_made_is_named(
+    history: History, noise: Noise, tmp_path: Path, name: str
+) -> None:
+    """`report --out train.py` is a slip, and no traceback."""
+    (tmp_path / "file").touch()
+    told = (
+        rf"could not make the folder {tmp_path / name}: .*; choose another one: `autoresearch rep"
+    )
+    with pytest.raises(UserError, match=told):
+        write_report(tmp_path / name, history, noise, Config())

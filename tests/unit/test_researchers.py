@@ -377,6 +377,13 @@ def test_bad_scripts_are_errors(tmp_path: Path, name: str, content: bytes, words
         read_script(tmp_path)
 
 
+def test_no_script_is_said_to_be_missing(tmp_path: Path) -> None:
+    """An empty setting is not the workspace itself, whose autoresearch.toml is no edit."""
+    (tmp_path / "autoresearch.toml").write_text("[agent]\n")
+    with pytest.raises(UserError, match=r"researcher\.script is '', expected a folder"):
+        make_researcher(ResearcherSettings(kind="scripted"), tmp_path)
+
+
 def test_unknown_researcher_lists_the_known() -> None:
     """A name with a typing error."""
     with pytest.raises(UserError, match="expected one of 'tpe', 'cmaes'"):

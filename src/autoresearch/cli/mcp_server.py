@@ -213,7 +213,8 @@ def _add_views(app: MCPServer[Any], workspace: Workspace) -> None:
         """The last trials: description, verdict, reason, val_bpb, gain; newest last."""
         from autoresearch.views.console import trial_json
 
-        return [trial_json(trial) for trial in _read(workspace)[0].trials[-max(1, last) :]]
+        history = _read(workspace)[0]
+        return [trial_json(trial, history) for trial in history.trials[-max(1, last) :]]
 
     @_tool(app, only_reads=True)
     def diff(trial: str) -> str:

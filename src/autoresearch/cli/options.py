@@ -5,6 +5,9 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+import shlex
+import shutil
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
@@ -84,10 +87,11 @@ def change(workspace: Workspace, changes: Tables) -> Workspace:
         UserError: a value that autoresearch.toml would refuse.
     """
     from autoresearch.values.config import override, parse_config
+    from autoresearch.workspace import to_toml
 
     lines = []
     for table, values in changes.items():
-        lines += [f"[{table}]", *(f"{key} = {json.dumps(value)}" for key, value in values.items())]
+        lines += [f"[{table}]", *(f"{key} = {to_toml(value)}" for key, value in values.items())]
     parse_config("\n".join(lines), "the command line")
     return dataclasses.replace(workspace, config=override(workspace.config, **changes))
 
@@ -126,6 +130,17 @@ def _set_line(text: str, table: str, key: str, value: str) -> str:
         + re.sub(pattern, lambda _: f"{key} = {value}", mine, count=1, flags=re.MULTILINE)
         + rest
     )
+
+
+def program() -> str:
+    """What to type for this program, from any folder: its name only where the PATH leads to it."""
+    running = Path(sys.argv[0])
+    if running.name == "__main__.py":
+        return f"{shlex.quote(sys.executable)} -m autoresearch"
+    found = shutil.which(running.name)
+    if not running.exists() or (found and running.samefile(found)):
+        return running.name
+    return shlex.quote(str(running.absolute()))
 
 
 def console(*, to_stderr: bool = False) -> Console:

@@ -66,7 +66,7 @@ def _try_out(workspace: Workspace, message: str, *, as_json: bool) -> None:
     history, _ = options.read_history(workspace)
     if as_json:
         now = {"champion": history.champion, "is_champion_on_disk": is_replaced}
-        options.print_json({**trial_json(trial), **now})
+        options.print_json({**trial_json(trial, history), **now})
     else:
         print_outcome(options.console(), trial, history, is_on_disk=is_replaced)
 
@@ -131,7 +131,8 @@ def replay(
     from autoresearch.views.show import compare_runs, find_trial, print_run
 
     opened = options.open_at(workspace)
-    found = find_trial(options.read_history(opened)[0], trial)
+    history, _ = options.read_history(opened)
+    found = find_trial(history, trial)
     source = opened.repository.read(found.commit, "train.py")
     budget = found.runs[-1].budget_s if found.runs else None  # scores compare at one budget only
     same = options.change(opened, options.given(trial={"budget_s": budget}))
@@ -140,7 +141,7 @@ def replay(
     measurement = _run_once(
         same, source, found.commit, seed, label, parent=found.parent, is_script=is_script
     )
-    comparison = compare_runs(found, measurement)
+    comparison = compare_runs(found, history, measurement)
     if as_json:
         facts = {"trial": found.trial_id, "comparison": comparison, "run": to_json(measurement)}
         options.print_json(facts)

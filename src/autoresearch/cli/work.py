@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -54,7 +55,10 @@ def init(
         return
     console = options.console()
     console.print(f"{made.root}: a workspace with preset {made.config.preset}", soft_wrap=True)
-    console.print(f"next: cd {path} && autoresearch prepare && autoresearch run", soft_wrap=True)
+    name = options.program()
+    console.print(
+        f"next: cd {shlex.quote(str(path))} && {name} prepare && {name} run", soft_wrap=True
+    )
 
 
 def _text_settings(
@@ -257,10 +261,8 @@ def demo(
     _prepare_quietly(opened, as_json=as_json)
     _run(opened, as_json=as_json)
     if not as_json:
-        console.print(
-            f"\ngo on: cd {path} && autoresearch run --max-trials {2 * (max_trials or 20)}",
-            soft_wrap=True,
-        )
+        more = f"{options.program()} run --max-trials {2 * (max_trials or 20)}"
+        console.print(f"\ngo on: cd {shlex.quote(str(path))} && {more}", soft_wrap=True)
 
 
 def _prepare_quietly(workspace: Workspace, *, as_json: bool) -> None:

@@ -35,7 +35,13 @@ from autoresearch.data.tokenizer import (
     check_vocab_size,
     train_tokenizer,
 )
-from autoresearch.data.writer import FORMAT, DatasetWriter, digest_of, stream_train
+from autoresearch.data.writer import (
+    FORMAT,
+    LEAST_SCORE_ROWS,
+    DatasetWriter,
+    digest_of,
+    stream_train,
+)
 from autoresearch.system.files import hold_lock, sha256_file
 from autoresearch.values.config import DataSettings
 from autoresearch.values.errors import DataError, UserError
@@ -248,11 +254,15 @@ def check_settings(settings: DataSettings) -> None:
         UserError: naming the setting, its value and what was expected.
     """
     check_vocab_size(settings.vocab_size)
-    for name in ("score_tokens", "holdout_tokens"):
-        if (value := getattr(settings, name)) < settings.context:
+    for name, least_rows, why in (
+        ("score_tokens", LEAST_SCORE_ROWS, ", for an audit of fewer rows may see nothing"),
+        ("holdout_tokens", 1, ""),
+    ):
+        least = least_rows * settings.context
+        if (value := getattr(settings, name)) < least:
             raise UserError(
-                f"data.{name} is {value}, expected at least one row, "
-                f"data.context = {settings.context}"
+                f"data.{name} is {value}, expected at least {least}, which is {least_rows} x "
+                f"data.context{why}; change it in autoresearch.toml, then `autoresearch prepare`"
             )
 
 

@@ -2,11 +2,10 @@
 nothing dropped.
 
 A row is filled with the longest waiting piece that still fits, again and again. When none fits, the
-longest piece is
-cut: its front fills the row, and its rest waits, behind a new beginning-of-sequence token, for a
-    later row. Cutting the longest keeps long documents from clogging the buffer and pieces long on
-    average. Only tokens of the very last, incomplete row are left over; they are returned, so that
-    a caller with more documents can go on with them.
+longest piece is cut: its front fills the row, and its rest waits, behind a new
+beginning-of-sequence token, for a later row. Cutting the longest keeps long documents from clogging
+the buffer and pieces long on average. Only tokens of the very last, incomplete row are left over;
+they are returned, so that a caller with more documents can go on with them.
 
 `pack_rows_reference` is the reference implementation's way, which drops the rest of what it cuts.
 It exists to compare scores with that implementation on the same rows, and for nothing else.

@@ -32,6 +32,7 @@ SHARD_TOKENS = 64_000_000  # packed together: 128 MB a file
 # Scoring rows are drawn from this many times their tokens, and from MIN_POOL_TOKENS at least.
 POOL_FACTOR = 4
 MIN_POOL_TOKENS = 2_000_000
+LEAST_SCORE_ROWS = 64  # an audit of fewer may see nothing (docs/threat-model.md)
 DIGESTED = ("format", "vocab_size", "context", "bos", "splits", "files", "holdout")
 MAX_SEEN = 2_000_000  # hashes of training documents remembered, to leave out copies: 180 MB
 
@@ -60,6 +61,7 @@ class DatasetWriter:
                 self.settings.score_tokens,
                 self.folder / "validation.bin",
                 "score_tokens",
+                least_rows=LEAST_SCORE_ROWS,
             )
         }
         report("scoring rows", 1, 2)
@@ -91,7 +93,12 @@ class DatasetWriter:
         )
 
     def _write_scored(
-        self, documents: Sequence[str], wanted_tokens: int, path: Path, setting: str
+        self,
+        documents: Sequence[str],
+        wanted_tokens: int,
+        path: Path,
+        setting: str,
+        least_rows: int = 1,
     ) -> dict[str, Any]:
         """Pack scoring documents and write a fixed choice of their rows."""
         context = self.settings.context
@@ -106,10 +113,11 @@ class DatasetWriter:
                 break
         packed = pack_rows(pool, context + 1, self.tokenizer.bos).rows
         rows = packed[np.sort(row_order(len(packed))[:wanted_rows])]
-        if not len(rows):
+        if len(rows) < least_rows:
             raise DataError(
-                f"the text for data.{setting} has {sum(map(len, pool))} tokens, not enough for one "
-                f"row of data.context = {context}; lower data.context or add text"
+                f"the text for data.{setting} has {sum(map(len, pool))} tokens, enough for "
+                f"{len(rows)} rows of data.context = {context}, expected at least {least_rows}; "
+                "lower data.context or add text, then run `autoresearch prepare` again"
             )
         self._write_rows(rows[row_order(len(rows))], path)
         return {

@@ -2,9 +2,9 @@
 
     def build_model(run): ...             a module: tokens (B, T) -> logits (B, T, V)
     def main(run):
-        model = build_model(run) with run.warmup(model, optimizer):    off the clock, on
-        run.synthetic_rows(n); state is restored afterwards
-            ...
+        model = build_model(run)
+        with run.warmup(model, optimizer):    off the clock, on run.synthetic_rows(n)
+            ...                               afterwards all state is as it was
         shards = run.start()                  the clock starts; from here on tokens are real
         while run.proceed():                  False when another step would not fit
             ...; run.report(step=..., loss=...)

@@ -4,7 +4,8 @@ A run gets a private copy of its parent commit's cache, so nothing that it write
 run. What is there at `ready`, before any training token has been seen, is staged: regular files
 only, up to a size and a number. The process that wrote them is still running and may swap a file
 for a link or a pipe at any moment, so files are opened first and looked at then. `keep` makes the
-staged files the cache of the commit. Runs of `confirm` name no parent and start empty.
+staged files the cache of the commit, and drops those of commits that nothing started from for
+longest. Runs of `confirm` name no parent and start empty.
 """
 
 from __future__ import annotations
@@ -15,11 +16,12 @@ import tempfile
 from contextlib import suppress
 from pathlib import Path
 
-from autoresearch.system.files import remove_tree
+from autoresearch.system.files import remove_tree, writing
 
 MOST_BYTES = 2 << 30
 MOST_FILES = 50_000
 STAGED_KEPT = 5  # the last runs', of which one may be kept
+COMMITS_KEPT = 4  # the champion's, the baseline's, and some that are replayed
 
 
 class CompileCache:
@@ -30,8 +32,9 @@ class CompileCache:
 
     def make_private(self) -> Path:
         """An empty folder for one process; whoever asked for it removes it."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        private = Path(tempfile.mkdtemp(prefix="private-", dir=self.folder))
+        with writing(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            private = Path(tempfile.mkdtemp(prefix="private-", dir=self.folder))
         private.chmod(0o777)  # another user owns the process behind the walls
         return private
 
@@ -39,6 +42,7 @@ class CompileCache:
         """Copy the parent commit's cache, where there is one."""
         kept = self.folder / f"commit-{parent}"
         if parent and kept.is_dir():
+            os.utime(kept)  # `keep` drops those used longest ago
             _copy_regular(kept, private)
 
     def stage(self, run_id: int, private: Path) -> None:
@@ -53,6 +57,10 @@ class CompileCache:
         staged, kept = self.folder / f"staged-{run_id}", self.folder / f"commit-{commit}"
         if staged.is_dir() and not kept.exists():
             staged.replace(kept)
+            os.utime(kept)
+        by_use = sorted(self.folder.glob("commit-*"), key=lambda each: each.stat().st_mtime_ns)
+        for old in by_use[:-COMMITS_KEPT]:
+            remove_tree(old)
 
     def sweep(self) -> None:
         """Remove what crashed or discarded runs left."""

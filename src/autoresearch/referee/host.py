@@ -20,7 +20,7 @@ from autoresearch.referee.cache import CompileCache
 from autoresearch.referee.peer import Peer, open_inside
 from autoresearch.system import hardware
 from autoresearch.system.clock import Clock
-from autoresearch.system.files import remove_tree
+from autoresearch.system.files import remove_tree, writing
 from autoresearch.system.sandbox import Sandbox, Walls, device_nodes, runtime_folders
 from autoresearch.values.config import Config
 from autoresearch.values.errors import SandboxUnavailable
@@ -151,17 +151,30 @@ class Host:
         return env
 
     def take(self, role: str, spec: RunSpec) -> Seat:
-        """A candidate or presenter for `spec`: one that waits already, or a new one."""
+        """A candidate or presenter for `spec`: one that waits already, or a new one.
+
+        Raises:
+            UserError: the disk is full; nobody is left waiting.
+        """
         seat = self._waiting.pop(role, None)
         if seat is not None and seat.peer.tree.exit_code() is not None:
             seat.end()
             seat = None
         seat = seat or self.spawn(role)
-        (seat.folder / "train.py").write_text(spec.source, encoding="utf-8")
-        if spec.is_script:  # it may encode text; what was learned from training text is no secret
-            shutil.copyfile(self.dataset.tokenizer_path, seat.folder / "tokenizer.json")
-        self.cache.fill(seat.cache, spec.cache_parent)
+        try:
+            self._furnish(seat, spec)
+        except BaseException:
+            seat.end()
+            raise
         return seat
+
+    def _furnish(self, seat: Seat, spec: RunSpec) -> None:
+        """Give a seat what is of one run only."""
+        with writing(seat.folder):
+            (seat.folder / "train.py").write_text(spec.source, encoding="utf-8")
+            if spec.is_script:  # it may encode text; what was learned from training is no secret
+                shutil.copyfile(self.dataset.tokenizer_path, seat.folder / "tokenizer.json")
+        self.cache.fill(seat.cache, spec.cache_parent)
 
     def wait_ahead(self) -> None:
         """Start what the next run will take, where that costs the present one nothing."""

@@ -13,6 +13,7 @@ import secrets
 from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from autoresearch.referee.host import Host, RunSpec, Seat
 from autoresearch.referee.scoring import Scoring
 from autoresearch.referee.training import Training, Watch, never_stop
 from autoresearch.system import hardware
+from autoresearch.system.files import writing
 from autoresearch.values.errors import AutoresearchError, TrialFailed
 from autoresearch.values.records import Measurement, Outcome, to_json
 from autoresearch.wire.buffer import SharedBuffer
@@ -64,6 +66,7 @@ class Referee:
         an exception.
 
         Raises:
+            UserError: the workspace's disk is full, or read-only.
             AutoresearchError: the trusted side itself failed.
         """
         began = self.host.clock.monotonic()
@@ -118,11 +121,25 @@ class Referee:
         return run_id in self._weights
 
     def save_weights(self, run_id: int, path: Path) -> None:
-        """Write the weights of a recent run as a safetensors file."""
+        """Write the weights of a recent run as a safetensors file in the run's folder.
+
+        What a death left half written beside any run goes first.
+
+        Raises:
+            UserError: the disk is full; nothing half-written is left.
+        """
         partial = path.with_suffix(".partial")
-        with self._weights[run_id][1].readable() as view, partial.open("wb") as file:
-            file.write(view)
-        partial.replace(path)
+        try:
+            with writing(path), self._weights[run_id][1].readable() as view:
+                for left in path.parent.parent.glob(f"*/{partial.name}"):
+                    left.unlink()
+                with partial.open("wb") as file:
+                    file.write(view)
+                partial.replace(path)
+        except BaseException:
+            with suppress(OSError):
+                partial.unlink(missing_ok=True)
+            raise
 
     def generate(
         self,
@@ -149,12 +166,13 @@ class Referee:
         return list(body["tokens"])
 
     def _write_snapshot(self, spec: RunSpec) -> None:
-        spec.artifacts.mkdir(parents=True, exist_ok=True)
-        spec.train_path.write_text(spec.source, encoding="utf-8", newline="")
         config = to_json(self.host.config)
-        (spec.artifacts / "config.json").write_text(json.dumps(config, indent=1))
         machine = hardware.describe_machine(self.host.device)
-        (spec.artifacts / "machine.json").write_text(json.dumps(machine, indent=1))
+        with writing(spec.artifacts):
+            spec.artifacts.mkdir(parents=True, exist_ok=True)
+            spec.train_path.write_text(spec.source, encoding="utf-8", newline="")
+            (spec.artifacts / "config.json").write_text(json.dumps(config, indent=1))
+            (spec.artifacts / "machine.json").write_text(json.dumps(machine, indent=1))
 
     def _measure(self, spec: RunSpec, watch: Watch, facts: dict[str, Any]) -> None:
         """Candidate, then presenter; `facts` grow on the way, whatever happens.
@@ -254,7 +272,8 @@ class Referee:
                 failures.append(str(error))
         if output is None:
             output = seats[0].peer.tree.output.text()
-        (spec.artifacts / "stdout.log").write_text(output, errors="replace")
+        with writing(spec.artifacts / "stdout.log"):
+            (spec.artifacts / "stdout.log").write_text(output, errors="replace")
         if failures:
             raise AutoresearchError("; ".join(failures))
 
@@ -262,7 +281,9 @@ class Referee:
 def save_measurement(spec: RunSpec, measurement: Measurement) -> None:
     """Write the measurement beside what it was made from, over an earlier one."""
     text = json.dumps(to_json(measurement), indent=1)
-    (spec.artifacts / "measurement.json").write_text(text)
+    path = spec.artifacts / "measurement.json"
+    with writing(path):
+        path.write_text(text)
 
 
 def raise_finding(report: dict[str, Any]) -> None:

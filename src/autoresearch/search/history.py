@@ -195,6 +195,7 @@ class Fold:
             "start_session": self._start_session,
             "open_trial": self._open_trial,
             "record_run": self._record_run,
+            "audit": self._audit,
             "close_trial": self._close_trial,
             "crown": self._crown,
             "refuse_proposal": self._refuse_proposal,
@@ -285,6 +286,18 @@ class Fold:
             branch.trials[trial.trial_id] = trial
         if run.purpose is Purpose.CONFIRM:
             self._change_confirmation(branch, lambda c: {"runs": (*c.runs, run)})
+
+    def _audit(self, event: Event, branch: _Branch) -> None:
+        """A run that had ended was audited, because its trial is about to be kept."""
+        run_id, report = event.body["run_id"], event.body["report"]
+        runs = branch.lists["runs"]
+        index = next(i for i in reversed(range(len(runs))) if runs[i].run_id == run_id)
+        runs[index] = run = dataclasses.replace(runs[index], was_audited=True, audit=report)
+        for trial in reversed(branch.trials.values()):
+            if trial.commit == run.commit:
+                known = tuple(run if each.run_id == run_id else each for each in trial.runs)
+                branch.trials[trial.trial_id] = dataclasses.replace(trial, runs=known)
+                break
 
     def _close_trial(self, event: Event, branch: _Branch) -> None:
         trial_id = event.body["trial_id"]

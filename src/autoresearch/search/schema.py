@@ -77,10 +77,16 @@ def connect(path: Path, options: str) -> sqlite3.Connection:
     except sqlite3.DatabaseError as error:
         if connection:
             connection.close()
-        raise WorkspaceError(
-            f"{path} cannot be opened as a ledger: {error}; move it away or restore it from a copy"
-        ) from error
+        raise _unopened(path, error) from error
     return connection
+
+
+def _unopened(path: Path, error: sqlite3.Error) -> WorkspaceError:
+    """A full disk or a locked folder is no damage, and nothing to move the file away for."""
+    remedy = "move it away or restore it from a copy"
+    if isinstance(error, sqlite3.OperationalError):
+        remedy = f"free space or mend the permissions of {path.parent}, then run the command again"
+    return WorkspaceError(f"{path} cannot be opened as a ledger: {error}; {remedy}")
 
 
 def make(path: Path) -> None:
@@ -113,10 +119,17 @@ def check_version(path: Path, connection: sqlite3.Connection) -> int:
 
 
 def migrate(path: Path, connection: sqlite3.Connection) -> None:
-    """Do the migrations that are missing; from then on each commit is on the disk."""
+    """Do the migrations that are missing; from then on each commit is on the disk.
+
+    Raises:
+        WorkspaceError: the file is a newer version's, or the disk is full.
+    """
     version = check_version(path, connection)
-    connection.execute("PRAGMA journal_mode=WAL")
-    connection.execute("PRAGMA synchronous=FULL")
-    connection.execute("PRAGMA fullfsync=1")  # macOS: fsync alone stops at the drive's cache
-    for number, script in enumerate(MIGRATIONS[version:], start=version + 1):
-        connection.executescript(f"BEGIN; {script} PRAGMA user_version={number}; COMMIT;")
+    try:
+        connection.execute("PRAGMA journal_mode=WAL")
+        connection.execute("PRAGMA synchronous=FULL")
+        connection.execute("PRAGMA fullfsync=1")  # macOS: fsync alone stops at the drive's cache
+        for number, script in enumerate(MIGRATIONS[version:], start=version + 1):
+            connection.executescript(f"BEGIN; {script} PRAGMA user_version={number}; COMMIT;")
+    except sqlite3.Error as error:
+        raise _unopened(path, error) from error

@@ -35,6 +35,7 @@ from autoresearch.search.oddity import find_oddity
 from autoresearch.search.proposal import check_proposal, diff_of, tidy
 from autoresearch.search.researchers import Exhausted, Researcher, Unusable
 from autoresearch.search.stop import Interrupts, pause_s, stop_reason
+from autoresearch.system.files import writing
 from autoresearch.values.config import Config
 from autoresearch.values.errors import Interrupted, TrialFailed, UserError
 from autoresearch.values.records import (
@@ -329,8 +330,9 @@ class Session:
             measurement = set_aside(self.config.disturbed, measurement, self.history.runs)
             save_measurement(spec, measurement)
             if trial:
-                patch = self.branch.diff(trial.parent, trial.commit)
-                (spec.artifacts / "diff.patch").write_text(patch, encoding="utf-8")
+                patch = spec.artifacts / "diff.patch"
+                with writing(patch):
+                    patch.write_text(self.branch.diff(trial.parent, trial.commit), encoding="utf-8")
             oddity = find_oddity(measurement, self.history.runs)
             self.ledger.record_run(measurement, trial.trial_id if trial else None)
             self.observer.run_finished(measurement)

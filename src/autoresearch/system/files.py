@@ -58,6 +58,22 @@ def write_atomic(path: Path, data: bytes | str, mode: int = 0o644) -> None:
                 os.unlink(temporary)
 
 
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn a bare OSError of what is written to `path` inside the block into words.
+
+    Raises:
+        UserError: the disk is full, the folder read-only or not there.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"could not write to {error.filename or path}: {error.strerror or error}; free space "
+            "or mend the permissions there, then run the command again"
+        ) from error
+
+
 def sha256_file(path: Path) -> str:
     """The SHA-256 of a file's bytes, in hex."""
     digest = hashlib.sha256()
@@ -101,11 +117,14 @@ def hold_lock(path: Path, what: str) -> Iterator[None]:
 
     Raises:
         WorkspaceError: another process holds it; the message has its pid.
+        UserError: its folder is read-only.
     """
     import fcntl  # not there on Windows, where doctor has already said so
 
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a+b") as file:
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("a+b")
+    with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -10,20 +10,31 @@ are for machine facts only: AUTORESEARCH_HOME (prepared data and caches; default
 from __future__ import annotations
 
 import dataclasses
+import re
+import sys
 import tomllib
 from dataclasses import dataclass, field
 from typing import Any, get_type_hints
 
 from autoresearch.values.errors import UserError
 
+RESEARCHERS = ("tpe", "cmaes", "random", "scripted", "agent", "llm", "hybrid")
+_TAG = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9_-]|\.(?![.]|lock$|$))*")
+_WORDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a text in quotes"}
+
 
 def _field(
-    default: Any, meaning: str, choices: tuple[Any, ...] = (), low: float | None = None
+    default: Any,
+    meaning: str,
+    choices: tuple[Any, ...] = (),
+    low: float | None = None,
+    high: float | None = None,
 ) -> Any:
-    """One setting: its default, a line of help with its unit, the choices or the smallest value
-    allowed.
+    """One setting: its default, a line of help with its unit, the choices or the smallest and the
+    largest value allowed.
     """
-    return field(default=default, metadata={"help": meaning, "choices": choices, "low": low})
+    metadata = {"help": meaning, "choices": choices, "low": low, "high": high}
+    return field(default=default, metadata=metadata)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,10 +97,12 @@ class JudgeSettings:
     champion_every_trials: int = _field(10, "trials between runs of the champion", low=1)
     champion_every_s: float = _field(3600.0, "seconds between runs of the champion", low=1)
     implausible_gain_frac: float = _field(
-        0.05, "gain over the champion that is rerun with the full audit", low=0
+        0.05, "gain over the champion that is rerun with the full audit", low=0, high=1
     )
     floor_bpb: float = _field(0.3, "scores under this are rerun with the full audit", low=0)
-    audit_frac: float = _field(0.1, "share of runs audited beside those about to be kept", low=0)
+    audit_frac: float = _field(
+        0.1, "share of runs audited beside those about to be kept", low=0, high=1
+    )
     early_stop: str = _field("on", "end runs whose training loss is hopeless", ("on", "off"))
     early_stop_curves: int = _field(20, "finished runs that early stop waits for", low=6)
 
@@ -128,7 +141,7 @@ class ConfirmSettings:
 class ResearcherSettings:
     """Who proposes."""
 
-    kind: str = _field("tpe", "tpe, cmaes, random, scripted, agent, llm or hybrid")
+    kind: str = _field("tpe", "whose proposals", RESEARCHERS)
     seed: int = _field(0, "seed of the researcher's own draws", low=0)
     script: str = _field("", "folder of edits for the scripted researcher")
     command: str = _field(
@@ -167,7 +180,7 @@ class HybridSettings:
     """tpe moves the constants, a model changes the structure."""
 
     partner: str = _field("llm", "who changes the structure", ("llm", "agent"))
-    share: float = _field(0.3, "share of the proposals that it makes, 0 to 1", low=0)
+    share: float = _field(0.3, "share of the proposals that it makes, 0 to 1", low=0, high=1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -240,9 +253,14 @@ def parse_config(text: str, origin: str = "autoresearch.toml") -> Config:
     try:
         document = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
-        raise UserError(f"{origin} is not valid TOML: {error}; mend the line it names") from error
+        raise UserError(f"{origin} is not valid TOML: {error}; mend it there") from error
     problems: list[str] = []
     config: Config = _build(Config, document, "", problems)
+    if not _TAG.fullmatch(config.session.tag):
+        problems.append(
+            f"session.tag is {config.session.tag!r}, expected a name made of letters, digits, "
+            "'-', '_' and single dots, because it names a git branch; try 'main'"
+        )
     if problems:
         raise UserError(f"{origin}: " + "; ".join(problems))
     return config
@@ -283,9 +301,15 @@ def _problem(value: Any, kind: type, metadata: Any) -> str:
     """What was expected, or "" where the value is fine."""
     accepted = (int, float) if kind is float else (kind,)
     if not isinstance(value, accepted) or (isinstance(value, bool) and kind is not bool):
-        return f"a value of type {kind.__name__} ({metadata['help']})"
+        return f"{_WORDS[kind]} ({metadata['help']})"
     if metadata["choices"] and value not in metadata["choices"]:
         return f"one of {', '.join(map(repr, metadata['choices']))}"
-    if metadata["low"] is not None and not value >= metadata["low"]:
-        return f"at least {metadata['low']} ({metadata['help']})"
+    number: Any = value
+    if kind is float and not abs(number) <= sys.float_info.max:
+        return f"a finite number ({metadata['help']})"
+    low, high = metadata["low"], metadata["high"]
+    if low is not None and number < low:
+        return f"at least {low} ({metadata['help']})"
+    if high is not None and number > high:
+        return f"at most {high} ({metadata['help']})"
     return ""

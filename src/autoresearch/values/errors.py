@@ -5,8 +5,7 @@ AutoresearchError            exit 1
 |   +-- DataError                     a shard, tokenizer or manifest is missing or altered
 |   +-- WorkspaceError                not a workspace, a dirty tree, a second session
 +-- TrialFailed              no exit  one run gave no score; the loop goes on
-+-- SandboxUnavailable       exit 1   the sandbox level asked for cannot be had here; retryable
-elsewhere
++-- SandboxUnavailable       exit 1   the sandbox level asked for cannot be had here
 +-- TrustViolation           exit 3   ledger, refs or protected files disagree; the loop stops
 +-- Interrupted              exit 130 a person pressed Ctrl-C
 

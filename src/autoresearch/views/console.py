@@ -10,9 +10,11 @@ import json
 import math
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderResult
+from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
@@ -73,14 +75,31 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def key_values(rows: Sequence[tuple[str, Text | str]]) -> Table:
+@dataclass(frozen=True, slots=True)
+class Trimmed:
+    """A table whose lines end where their text ends; rich alone pads them all to one width."""
+
+    table: Table
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        """As rich asks."""
+        for line in console.render_lines(self.table, options, pad=False):
+            while line and not line[-1].text.strip():
+                line.pop()
+            if line:
+                yield from line[:-1]
+                yield Segment(line[-1].text.rstrip(), line[-1].style)
+            yield Segment.line()
+
+
+def key_values(rows: Sequence[tuple[str, Text | str]]) -> Trimmed:
     """Two columns without lines: a dim name, its value."""
     table = Table.grid(padding=(0, 2))
     table.add_column(style="dim", no_wrap=True)
     table.add_column(overflow="fold")
     for name, value in rows:
         table.add_row(name, value if isinstance(value, Text) else Text(value))
-    return table
+    return Trimmed(table)
 
 
 def verdict_text(verdict: Verdict | None) -> Text:
@@ -119,7 +138,7 @@ def status_json(history: History, noise: Noise, config: Config, last: int) -> di
         "early_stop": to_json(count_false_kills(history)),
         "trials_per_hour": digest.trials_per_hour,
         "active_s": digest.active_s,
-        "last_trials": [trial_json(trial) for trial in trials],
+        "last_trials": [trial_json(trial, history) for trial in trials],
     }
 
 
@@ -139,9 +158,9 @@ def confirmation_json(confirmation: Confirmation) -> dict[str, Any]:
     }
 
 
-def trial_json(trial: Trial) -> dict[str, Any]:
+def trial_json(trial: Trial, history: History) -> dict[str, Any]:
     """One line of the table as plain values."""
-    score, decision = score_trial(trial), trial.decision
+    score, decision = score_trial(trial, history), trial.decision
     return {
         "trial": trial.trial_id,
         "commit": trial.commit,
@@ -171,7 +190,7 @@ def print_status(
     trials = history.trials[-last:] if last else history.trials
     if trials:
         console.print()
-        console.print(trials_table(trials, console.width))
+        console.print(trials_table(trials, history, console.width))
     else:
         console.print("\nNo trials yet; start with: autoresearch run", style="dim")
 
@@ -216,7 +235,7 @@ def _status_rows(history: History, digest: Digest, config: Config) -> list[tuple
     return rows
 
 
-def trials_table(trials: Sequence[Trial], width: int) -> Table:
+def trials_table(trials: Sequence[Trial], history: History, width: int) -> Trimmed:
     """One row a trial; the change takes what `width` leaves to it."""
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
     for name in ("trial", "verdict", "val_bpb", "gain", "runs"):
@@ -224,7 +243,7 @@ def trials_table(trials: Sequence[Trial], width: int) -> Table:
     table.add_column("change", no_wrap=True)
     room = max(width - _FIGURES_WIDTH, 20)
     for trial in trials:
-        score, decision = score_trial(trial), trial.decision
+        score, decision = score_trial(trial, history), trial.decision
         table.add_row(
             str(trial.trial_id),
             verdict_text(verdict_of(trial)),
@@ -233,7 +252,7 @@ def trials_table(trials: Sequence[Trial], width: int) -> Table:
             str(len(trial.runs)),
             Text(clean(trial.description, room)),
         )
-    return table
+    return Trimmed(table)
 
 
 def diff_text(diff: str) -> Text:

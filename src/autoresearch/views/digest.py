@@ -18,7 +18,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from autoresearch.search.early_stop import count_false_kills
-from autoresearch.search.history import FRESH, History
+from autoresearch.search.history import History
 from autoresearch.search.noise import Noise, has_score, measure_noise, score_of, should_pair
 from autoresearch.values.config import Config
 from autoresearch.values.records import Measurement, Trial, Verdict
@@ -81,19 +81,24 @@ def score_commit(history: History, commit: str | None) -> Score | None:
     return score_runs(history.runs_of(commit)) if commit else None
 
 
-def score_trial(trial: Trial) -> Score | None:
-    """Its fresh runs, else what the judge decided on; None for a trial without a score."""
-    if trial.decision is not None and trial.decision.verdict in FAILED:
+def score_trial(trial: Trial, history: History) -> Score | None:
+    """Fresh runs of its commit, else what the judge decided on; None for a trial without a score.
+
+    Only what was kept has fresh runs. They are the champion's, and belong to no trial.
+    """
+    verdict = verdict_of(trial)
+    if verdict in FAILED:
         return None
-    fresh = score_runs(run for run in trial.runs if run.purpose in FRESH)
+    fresh = score_commit(history, trial.commit) if verdict is Verdict.KEEP else None
     if fresh is not None:
         return fresh
     judged = score_runs(trial.runs)
     value = trial.decision.val_bpb if trial.decision is not None else None
     if value is None or not math.isfinite(value):
         return judged
-    num_runs = judged.num_runs if judged is not None else 1
-    return Score(mean_bpb=value, num_runs=num_runs, low_bpb=value, high_bpb=value)
+    if judged is not None and math.isclose(value, judged.mean_bpb):
+        return judged
+    return Score(mean_bpb=value, num_runs=1, low_bpb=value, high_bpb=value)  # the last run decided
 
 
 def closed_trials(history: History) -> list[Trial]:
@@ -117,7 +122,7 @@ def find_champion(history: History) -> Score | None:
     if fresh is None:
         for trial in history.trials:
             if trial.trial_id == history.champion_trial_id:
-                return score_trial(trial)
+                return score_trial(trial, history)
     return fresh
 
 

@@ -10,6 +10,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from autoresearch.search.history import History
 from autoresearch.values.records import Trial, Verdict
 from autoresearch.views.digest import score_trial, verdict_of
 from autoresearch.views.placing import Placer, Spot
@@ -25,13 +26,15 @@ Point = tuple[float, float]
 Label = tuple[str, Spot]
 
 
-def label_kept(axes: Any, trials: Sequence[Trial], steps: Sequence[Point], renderer: Any) -> None:
+def label_kept(
+    axes: Any, history: History, trials: Sequence[Trial], steps: Sequence[Point], renderer: Any
+) -> None:
     """Label the kept trials; `steps` is the champion's line, which no label may cover."""
     to_pixels = axes.transData.transform
     places = {
         trial.trial_id: tuple(to_pixels((number, score.mean_bpb)))
         for number, trial in enumerate(trials, 1)
-        if (score := score_trial(trial))
+        if (score := score_trial(trial, history))
     }
     kept = [t for t in trials if verdict_of(t) is Verdict.KEEP and t.trial_id in places]
     texts = _texts(kept)

@@ -92,10 +92,10 @@ class LiveView:
     def run_started(self, purpose: Purpose, why: str) -> None:
         """A run begins: it gets the progress line."""
         self._end_run()
-        has_no_trial = purpose in (Purpose.CALIBRATE, Purpose.CONFIRM)
-        self._why = clean(why, 60) if has_no_trial else purpose.value
+        is_of_a_trial = purpose not in (Purpose.CALIBRATE, Purpose.CONFIRM)
+        self._why = purpose.value if is_of_a_trial else clean(why, 60)
         if self._progress is not None:
-            label = self._why if has_no_trial else f"{self._trial} {self._why}".strip()
+            label = f"{self._trial} {self._why}".strip() if is_of_a_trial else self._why
             self._task = self._progress.add_task(
                 label, total=self._config.trial.budget_s, times="starting", words=""
             )

@@ -24,6 +24,7 @@ from autoresearch.views.digest import (
     measure,
     score_commit,
     score_trial,
+    verdict_of,
 )
 from autoresearch.views.labels import INK, MAX_WORDED, label_kept
 from autoresearch.views.text import bpb, count_verdicts, percent, plural
@@ -46,7 +47,7 @@ def progress_png(history: History, noise: Noise) -> bytes:
     width = max(len(trials), 4)
     axes.set_xlim(-0.02 * width - 0.4, 1.01 * width + 0.4)
     _draw_baseline(axes, history, noise)
-    _draw_trials(axes, trials, high)
+    _draw_trials(axes, history, trials, high)
     steps = _draw_champion(axes, history, trials)
     _dress(axes, history, noise, trials)
     with (
@@ -54,7 +55,7 @@ def progress_png(history: History, noise: Noise) -> bytes:
     ):  # a description may hold a character that the font lacks; it shows as a box
         warnings.filterwarnings("ignore", message="Glyph .* missing")
         canvas.draw()  # fixes the layout, so that labels can be placed in pixels
-        label_kept(axes, trials, steps, canvas.get_renderer())
+        label_kept(axes, history, trials, steps, canvas.get_renderer())
         page = io.BytesIO()
         figure.savefig(page, format="png", metadata={"Software": "autoresearch"})
     return page.getvalue()
@@ -62,7 +63,7 @@ def progress_png(history: History, noise: Noise) -> bytes:
 
 def _limits(history: History, trials: Sequence[Trial]) -> tuple[float, float]:
     """A range that shows what matters: outliers at the edge, room for labels under the line."""
-    scores = sorted(score.mean_bpb for trial in trials if (score := score_trial(trial)))
+    scores = sorted(score.mean_bpb for trial in trials if (score := score_trial(trial, history)))
     ends = (score_commit(history, history.baseline), find_champion(history))
     anchors = [bound for s in ends if s for bound in (s.low_bpb, s.high_bpb)]
     if not scores and not anchors:
@@ -99,7 +100,7 @@ def _draw_baseline(axes: Any, history: History, noise: Noise) -> None:
     axes.axhline(mean, color=BAND, linewidth=1.2, linestyle=(0, (5, 3)), label=label, zorder=1)
 
 
-def _draw_trials(axes: Any, trials: Sequence[Trial], high: float) -> None:
+def _draw_trials(axes: Any, history: History, trials: Sequence[Trial], high: float) -> None:
     """All marks but the kept ones."""
     size = 34 if len(trials) <= 80 else 16
     edge = axes.get_xaxis_transform()
@@ -110,7 +111,7 @@ def _draw_trials(axes: Any, trials: Sequence[Trial], high: float) -> None:
         "no score": [],
     }
     for number, trial in enumerate(trials, 1):
-        score, verdict = score_trial(trial), trial.decision.verdict if trial.decision else None
+        score, verdict = score_trial(trial, history), verdict_of(trial)
         if verdict in FAILED or score is None:
             marks["no score"].append((number, 0.018))
         elif verdict is not Verdict.KEEP and score.mean_bpb > high:
@@ -145,9 +146,7 @@ def _draw_champion(
     kept = [
         (number, score.mean_bpb)
         for number, trial in enumerate(trials, 1)
-        if trial.decision
-        and trial.decision.verdict is Verdict.KEEP
-        and (score := score_trial(trial))
+        if verdict_of(trial) is Verdict.KEEP and (score := score_trial(trial, history))
     ]
     corners: list[tuple[float, float]] = [(0.0, baseline.mean_bpb)] if baseline else []
     for number, value in kept:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from autoresearch.search.history import History
 from autoresearch.search.noise import Noise
+from autoresearch.values.errors import UserError
 from autoresearch.values.records import Trial, Verdict
 from autoresearch.views.digest import FAILED, closed_trials, score_commit, score_trial, verdict_of
 from autoresearch.views.summary import summary_markdown
@@ -36,12 +37,12 @@ def results_tsv(history: History) -> str:
         lines.append(
             _line(history.baseline, baseline.mean_bpb, _memory_gb(runs), "keep", "baseline")
         )
-    lines += [_trial_line(trial) for trial in closed_trials(history)]
+    lines += [_trial_line(trial, history) for trial in closed_trials(history)]
     return "\n".join(lines) + "\n"
 
 
-def _trial_line(trial: Trial) -> str:
-    score, verdict = score_trial(trial), verdict_of(trial)
+def _trial_line(trial: Trial, history: History) -> str:
+    score, verdict = score_trial(trial, history), verdict_of(trial)
     status = _STATUS.get(verdict, "crash") if verdict else "crash"
     if verdict in FAILED or score is None:
         return _line(trial.commit, 0.0, 0.0, "crash", trial.description)
@@ -59,11 +60,21 @@ def _memory_gb(runs: Iterable[Measurement]) -> float:
 
 
 def write_report(folder: Path, history: History, noise: Noise, config: Config) -> list[Path]:
-    """Write the three files; gives their paths, summary.md first."""
+    """Write the three files; gives their paths, summary.md first.
+
+    Raises:
+        UserError: the folder cannot be made, or not written to.
+    """
     from autoresearch.system.files import write_atomic
     from autoresearch.views.plot import progress_png
 
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"could not make the folder {folder}: {error.strerror}; choose another one: "
+            "`autoresearch report --out FOLDER`"
+        ) from error
     pages: dict[str, str | bytes] = {
         "summary.md": summary_markdown(history, noise, config),
         "progress.png": progress_png(history, noise),

@@ -17,7 +17,7 @@ from rich.text import Text
 from autoresearch.search.history import History
 from autoresearch.values.errors import UserError
 from autoresearch.values.records import Measurement, Outcome, Trial
-from autoresearch.views.console import key_values, verdict_text
+from autoresearch.views.console import Trimmed, key_values, verdict_text
 from autoresearch.views.digest import score_trial
 from autoresearch.views.text import bpb, clean, duration, plural, short, signed
 
@@ -125,7 +125,7 @@ def print_trial(console: Console, trial: Trial, runs_folder: Path) -> None:
         console.print("\nNo run is recorded yet.", style="dim")
         return
     console.print()
-    console.print(_runs_table(trial))
+    console.print(Trimmed(_runs_table(trial)))
     for run in trial.runs:
         _print_run_details(console, run, runs_folder)
 
@@ -251,15 +251,15 @@ def print_run(console: Console, run: Measurement, runs_folder: Path) -> None:
     console.print(summary_block(run), soft_wrap=True)
 
 
-def compare_runs(old: Trial, new: Measurement) -> str:
-    """One sentence on a replay: the new run beside the trial's own."""
-    before = score_trial(old)
+def compare_runs(old: Trial, history: History, new: Measurement) -> str:
+    """One sentence on a replay: the new run beside what `status` says of the trial."""
+    before = score_trial(old, history)
     if not new.is_scored or new.val_bpb is None:
         why = f"{new.outcome.value}: {clean(new.reason)}"
         return f"The replay of trial {old.trial_id} gave no score, {why}"
     if before is None:
         return f"Trial {old.trial_id} had no score; its replay scored {bpb(new.val_bpb)}."
-    spread = f"{bpb(before.low_bpb)} to {bpb(before.high_bpb)}"
-    had = f"{bpb(before.mean_bpb)} ({plural(before.num_runs, 'run')}, {spread})"
+    spread = f", {bpb(before.low_bpb)} to {bpb(before.high_bpb)}" if before.num_runs > 1 else ""
+    had = f"{bpb(before.mean_bpb)} ({plural(before.num_runs, 'run')}{spread})"
     gain = signed(before.mean_bpb - new.val_bpb)
     return f"Trial {old.trial_id} had {had}; its replay scored {bpb(new.val_bpb)}, gain {gain}."

@@ -151,7 +151,11 @@ def _helped(history: History, digest: Digest) -> list[str]:
     if not kept:
         return []
     has_sigma = digest.sigma_bpb is not None
-    return ["## What helped", "", *_trial_table(kept, has_sigma=has_sigma, limit=2 * _ROWS)]
+    return [
+        "## What helped",
+        "",
+        *_trial_table(history, kept, has_sigma=has_sigma, limit=2 * _ROWS),
+    ]
 
 
 def _near_misses(history: History) -> list[str]:
@@ -162,14 +166,17 @@ def _near_misses(history: History) -> list[str]:
     return [
         "## Near misses worth recombining",
         "",
-        *_trial_table(near, has_sigma=False, limit=_ROWS),
+        *_trial_table(history, near, has_sigma=False, limit=_ROWS),
     ]
 
 
-def _trial_table(trials: Sequence[Trial], *, has_sigma: bool, limit: int) -> list[str]:
+def _trial_table(
+    history: History, trials: Sequence[Trial], *, has_sigma: bool, limit: int
+) -> list[str]:
     lines = ["| trial | change | val_bpb | gain | runs |", "|---:|---|---:|---:|---:|"]
     for trial in trials[:limit]:
-        score, gain = score_trial(trial), trial.decision.gain_bpb if trial.decision else None
+        score = score_trial(trial, history)
+        gain = trial.decision.gain_bpb if trial.decision else None
         sigma = trial.decision.sigma_bpb if trial.decision and has_sigma else None
         sigmas = f" ({gain / sigma:.1f} sigma)" if sigma and gain is not None else ""
         mean, runs = (score.mean_bpb, score.num_runs) if score else (None, 0)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from autoresearch.search.history import History
-from autoresearch.values.config import ResearcherSettings
+from autoresearch.values.config import RESEARCHERS, ResearcherSettings
 from autoresearch.values.errors import AutoresearchError, UserError
 from autoresearch.values.records import Proposal
 
@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from autoresearch.search.branch import Branch
     from autoresearch.search.ledger import Ledger
     from autoresearch.values.config import Config
-
-KINDS = ("tpe", "cmaes", "random", "scripted", "agent", "llm", "hybrid")
 
 
 class Exhausted(AutoresearchError):
@@ -103,14 +101,14 @@ def make_researcher(
 
         return CmaesResearcher(seed=settings.seed)
     if settings.kind == "scripted":
-        from autoresearch.search.researchers.scripted import ScriptedResearcher
+        from autoresearch.search.researchers.scripted import ScriptedResearcher, find_script
 
-        return ScriptedResearcher((folder or Path()) / settings.script)
-    if settings.kind in KINDS and desk is not None:
+        return ScriptedResearcher(find_script(settings.script, folder or Path()))
+    if settings.kind in RESEARCHERS and desk is not None:
         return _make_asking(settings, desk)
     raise UserError(
-        f"researcher.kind is {settings.kind!r}, expected one of {', '.join(map(repr, KINDS))}; "
-        "mend it in autoresearch.toml"
+        f"researcher.kind is {settings.kind!r}, expected one of "
+        f"{', '.join(map(repr, RESEARCHERS))}; set it in autoresearch.toml or by --researcher"
     )
 
 

@@ -76,11 +76,26 @@ def read_script(folder: Path) -> tuple[ScriptedEdit, ...]:
     """
     paths = sorted(p for p in folder.glob("*") if p.suffix in (".py", ".toml"))
     if not paths:
-        raise UserError(
-            f"researcher.script is {str(folder)!r}, expected a folder with numbered .py or .toml "
-            "files; set it in autoresearch.toml"
-        )
+        raise _no_script(str(folder))
     return tuple(_read_edit(path) for path in paths)
+
+
+def find_script(script: str, folder: Path) -> Path:
+    """The folder that the setting researcher.script names, from `folder` on.
+
+    Raises:
+        UserError: it names none.
+    """
+    if not script:
+        raise _no_script(script)
+    return folder / script
+
+
+def _no_script(seen: str) -> UserError:
+    return UserError(
+        f"researcher.script is {seen!r}, expected a folder with numbered .py or .toml files; set "
+        "it in autoresearch.toml"
+    )
 
 
 def _read_edit(path: Path) -> ScriptedEdit:
