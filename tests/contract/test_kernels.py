@@ -36,6 +36,11 @@ for vocab, dtype, bound in ((100, torch.float32, 1e-5), (300, torch.bfloat16, 8e
     assert (losses - wanted).abs().max() < 1e-4
     assert (out.double() - grad).norm() / grad.norm() < bound
 
+logits = torch.randn(4, 100)
+losses = torch.empty(4)
+softcap_ce.loss_and_gradient(logits, torch.tensor([5, -100, 100, 99]), losses, 15.0, 0.3)
+assert losses.isnan().tolist() == [False, True, True, False]  # what is no token is not passed over
+
 for dtype, bound in ((torch.float32, 1e-5), (torch.bfloat16, 1e-5)):
     logits = (torch.randn(3, 7, 301) * 20).to(dtype)
     off = softcap_ce.shown(logits, 15.0) - softcap_ce.softcap_twin(logits.double(), 15.0)
@@ -124,6 +129,21 @@ with torch.no_grad():
     residual.try_out(torch.device("cpu"), shape)
 x, straight, *grads = torch.randn(14, 5, 300).unbind()
 factors = torch.randn(12)
+for value in (0.9, 5e-4, -1e-4):  # the scalar's gradient is a quotient, with a difference of two
+    given = [torch.randn(5, 300), torch.tensor([0.3]), torch.tensor(value)]
+    given = [t.requires_grad_() for t in given]
+    results = []
+    for add_norm, share in (
+        (residual.add_norm_twin, residual.share_twin), (residual.add_norm, residual.share)
+    ):
+        x0, mix, resid = given
+        own, mixed = share(x0, mix / resid)
+        out = add_norm(own, None, mixed[0], resid)[0]
+        results.append(torch.autograd.grad((out * x).sum(), given))
+    for a, b in zip(*results):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-3)
+wide = residual.add_norm(x, factors[:1].expand(300), None, None)[0]
+torch.testing.assert_close(wide, x + factors[0])  # repeated, as in plain torch
 for used in (grads, [None, *grads[1:4], *8 * [None]], 12 * [None]):  # more than go at once; none
     exact = [t.double().requires_grad_() for t in (x, factors)]
     out, products = residual.share_twin(*exact)

@@ -31,6 +31,7 @@ from autoresearch.inside import ops
 from autoresearch.inside.ops import (
     ahead,
     attention,
+    edited,
     fa4,
     heads,
     mlp,
@@ -44,6 +45,7 @@ from autoresearch.inside.ops import (
 from autoresearch.inside.ops.documents import count_documents, find_bounds
 from autoresearch.inside.ops.shape import Shape
 from autoresearch.inside.ops.trial_call import both_ways, compare
+from autoresearch.values.constants import substitute
 
 TRAIN = Path(__file__).parents[2] / "src" / "autoresearch" / "templates" / "train.py"
 OPS = TRAIN.parents[1] / "inside" / "ops"
@@ -398,6 +400,108 @@ def test_what_fails_its_trial_is_not_installed(
     assert (operators.window is int) != works
     assert isinstance(operators.attend_heads, functools.partial) == works
     assert operators.names["heads"] == ("triton" if works else "torch (ValueError: off by 1)")
+
+
+EDITS = {
+    "": ("a = 0", "a = 0", set()),
+    "another activation": ("F.relu(F.linear(x, fc)).square()", "F.gelu(F.linear(x, fc))", {"mlp"}),
+    "another norm": (
+        "return F.rms_norm(x, (x.size(-1),), eps=1e-6)",
+        "return F.layer_norm(x, (x.size(-1),))",
+        {"add_norm", "split_heads", "attend_heads"},
+    ),
+    "values normed": (
+        "k * QK_GAIN, v",
+        "k * QK_GAIN, norm(v)",
+        {"split_heads", "attend_heads"},
+    ),
+    "documents alike": ("clamp(max=7)", "clamp(max=0)", {"attend", "attend_heads"}),
+    "windows shorter": ("back <= window", "back < window", {"attend"}),
+    "heads louder": (
+        "*heads, window, documents)",
+        "*heads, window, documents) * 2",
+        {"attend_heads"},
+    ),
+    "the gradient alone": ("grad = logp.exp_()", "grad = logp.exp_().mul_(1.01)", {"head_loss"}),
+    "another cap": (
+        "SOFTCAP * torch.tanh(logits.float()",
+        "2 * torch.tanh(logits.float()",
+        {"softcap"},
+    ),
+    "what is shared": ("[factor * x for", "[2 * factor * x for", {"add_norm"}),
+    "rows of tables": (
+        "[F.embedding(tokens, table)",
+        "[2 * F.embedding(tokens, table)",
+        {"lookup"},
+    ),
+    "another signature": (
+        "def relu2_mlp(x, fc, proj)",
+        "def relu2_mlp(x, fc, proj, more)",
+        {"mlp"},
+    ),
+}
+
+
+@pytest.mark.parametrize("edit", list(EDITS))
+@pytest.mark.parametrize("told", [{}, {"KEY_OFFSET": True, "QK_GAIN": 1.3, "SOFTCAP": 30.0}])
+def test_what_somebody_edited_is_found(edit: str, told: dict[str, Any]) -> None:
+    """Each operator of train.py that is not its twin any more, by values or gradients alone."""
+    old, new, expected = EDITS[edit]
+    source = substitute(TRAIN.read_text(encoding="utf-8"), {"DOCUMENT_MASK": True, **told})
+    assert edit == "" or source.count(old) == 1
+    train = ModuleType("edited_train")
+    exec(compile(source.replace(old, new), str(TRAIN), "exec"), vars(train))
+    shape = replace(SHAPE, has_documents=True, has_offset=train.KEY_OFFSET)
+    operators = train.Operators(CPU, None)
+    random = torch.get_rng_state()
+    found = edited.find_edited(operators, shape, softcap=train.SOFTCAP, gain=train.QK_GAIN)
+    assert found == expected
+    assert torch.equal(random, torch.get_rng_state())
+
+
+def test_what_somebody_edited_stays(train: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a card too, and the names say so."""
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _device: (9, 0))
+    monkeypatch.setattr(ops, "_has_triton", lambda: True)
+    monkeypatch.setattr(ops, "once", lambda *_: None)
+    monkeypatch.setattr(attention, "choose", lambda *_: (None, "fa4"))
+    monkeypatch.setattr(mlp, "choose", lambda *_: ("quack", ""))
+    monkeypatch.setattr(rotary, "is_supported", lambda _head_dim: True)
+    parts = {"mlp", "add_norm", "split_heads", "attend", "attend_heads", "lookup", "head_loss"}
+    for edits in (set(), {*parts, "softcap"}):
+        monkeypatch.setattr(ops, "find_edited", lambda *_, edits=edits, **__: edits)
+        operators = train.Operators(CPU, None)
+        own = {name: getattr(operators, name) for name in {*parts, "softcap", "share"}}
+        ops.install(operators, CPU, SHAPE, attention="auto", softcap=15.0, gain=1.0)
+        kept = {name for name in own if getattr(operators, name) == own[name]}
+        assert kept == ({*edits, "share"} if edits else {"attend"})  # "choose" had nothing better
+        assert operators.names["attend"] == ("sdpa (edited)" if edits else "fa4")
+        assert all(operators.names[name] == "torch (edited)" for name in edits - {"attend"})
+
+
+def test_what_the_kernels_would_misread_is_refused() -> None:
+    """Where plain torch repeats a smaller tensor, or would do something else."""
+    x, x0 = torch.randn(2, 6, 8), torch.randn(2, 6, 8)
+    mixed = residual.Mixed(x0 * torch.nan, x0, torch.tensor(0.2))
+    resid = torch.tensor(0.9)
+    for rest, kind, words in (
+        ((mixed, None), TypeError, "got Mixed as mixed and NoneType as resid"),
+        ((None, resid), TypeError, "one of what share gives and a scalar, or neither"),
+        ((x0, resid), TypeError, "got Tensor as mixed"),
+        ((mixed, torch.ones(8)), ValueError, r"resid \(8,\), expected a scalar"),
+        ((mixed._replace(x0=x0[:1]), resid), ValueError, r"\(1, 6, 8\) to mix into \(2, 6, 8\)"),
+    ):
+        with pytest.raises(kind, match=words):
+            residual.add_norm(x, None, *rest)
+    with pytest.raises(ValueError, match=r"factors \(2, 3\), expected one a layer"):
+        residual.share(x, torch.ones(2, 3))
+    qkv, cos, opening = torch.randn(2, 6, 4 * 8), torch.ones(6, 1, 4), torch.ones(2, 6, 1)
+    rotary.check_shapes(qkv, cos, cos, opening, 2)
+    for angles, gates in ((cos.expand(6, 2, 4), opening), (cos[None], opening), (cos, opening[:1])):
+        with pytest.raises(ValueError, match="expected"):
+            rotary.check_shapes(qkv, angles, cos, gates, 2)
+        with pytest.raises(ValueError, match="expected"):
+            heads.attend_heads(qkv, angles, cos, 2, gates, None, 4, False, None, 1.0)
 
 
 def test_trials_are_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from types import CodeType, ModuleType
+from types import CodeType, ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -799,3 +799,38 @@ def test_presets_name_constants_that_exist(train: ModuleType) -> None:
         assert preset["about"]
         for name, value in preset["constants"].items():
             assert type(value) is type(getattr(train, name)), name
+
+
+def test_a_model_is_made_as_it_is_written(train: ModuleType) -> None:
+    """Tied tables are one parameter, and a buffer has its values."""
+
+    class Edited(train.GPT):  # type: ignore[name-defined,misc]
+        def __init__(self, *given: int) -> None:
+            super().__init__(*given)
+            self.head = self.embedding
+            self.register_buffer("kept", torch.arange(3.0))
+
+    train.GPT = Edited
+    run = SimpleNamespace(device=torch.device("cpu"), vocab_size=64, context=16, bos=0)
+    model = train.build_model(run)
+    assert model.head is model.embedding
+    assert model.kept.tolist() == [0, 1, 2]
+
+
+def test_what_no_group_trains_is_an_error_unless_it_is_frozen(train: ModuleType) -> None:
+    """Frozen parameters of a group stay as they are."""
+    run = SimpleNamespace(device=torch.device("cpu"), vocab_size=64, context=16, bos=0)
+    model = train.build_model(run)
+    model.extra = torch.nn.Parameter(torch.ones(3))
+    with pytest.raises(ValueError, match="no group trains extra: add a row"):
+        train.make_optimizer(model)
+    model.extra.requires_grad_(False)
+    model.q.requires_grad_(False)
+    optimizer = train.make_optimizer(model)
+    before = model.q.clone(), model.out.clone()
+    tokens = torch.randint(0, 64, (2, 17))
+    for _ in range(2):
+        model(tokens[:, :-1], tokens[:, 1:]).backward()
+        optimizer.step()
+    assert torch.equal(model.q, before[0])
+    assert not torch.equal(model.out, before[1])

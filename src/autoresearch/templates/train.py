@@ -39,14 +39,14 @@ QK_GAIN = 1.0  # factor on normed queries and keys: sharpness of attention [0.8,
 VALUE_EVERY = 2  # layers from one value embedding to the next, counted from the last layer [1, 4]
 HEAD_GATE = False  # each head's output times twice the sigmoid of a gate {True, False}
 GATE_CHANNELS = 32  # channels of the block input that gates look at
-LAMBDA_RESID = 1.0  # start of the residual scalars, factor
+LAMBDA_RESID = 1.0  # start of the residual scalars, factor, not 0
 LAMBDA_X0 = 0.1  # start of the scalars that mix the embedding back in, factor [0.01, 0.5] log
 SOFTCAP = 15.0  # logits stay within +-this, nats [8.0, 40.0] log
 INIT_SCALE = 1.0  # factor on the first spread of block matrices and value tables [0.3, 1.5] log
 BIGRAM_ROWS = 0  # rows of the table of token pairs, 0: none; worth trying 2**17 to 2**19
 TABLES_BF16 = True  # tables and moments in bfloat16, else float32 but for pairs {True, False}
 
-# Optimizer (embedding and head rates are for width 768 and scale with width^-0.5)
+# Optimizer (rates of tables and head are for width 768 and scale with width^-0.5)
 EMBEDDING_LR = 0.6  # Adam step size of the token embedding [0.03, 1.5] log
 VALUE_LR = 0.6  # Adam step size of the value embeddings [0.03, 1.5] log
 BIGRAM_LR = 0.1  # Adam step size of pairs, which start at 0; worth trying 0.03 to 0.6
@@ -98,7 +98,7 @@ POLAR_COEFFICIENTS = (  # Polar Express, arXiv 2505.16932: (a, b, c) of each ite
 
 
 # --------------------------------------------------------------------------------------------------
-# Operators: plain torch, as autoresearch.inside.ops must compute too
+# Operators: plain torch. On CUDA autoresearch.inside.ops computes the same, but for what is edited
 
 
 def norm(x):
@@ -177,7 +177,7 @@ def add_norm(x, y=None, mixed=None, resid=None, front=0):
 
 
 def share(x, factors):
-    """x, and for add_norm alone to read x times each of factors (L,), which others never make."""
+    """x, and x times each of factors (L,), for add_norm alone to read: on CUDA it is never made."""
     return x, [factor * x for factor in factors.unbind()]
 
 
@@ -208,8 +208,8 @@ def softcap(logits):
 class HeadLoss(torch.autograd.Function):
     """Head, softcap and cross-entropy in one: x (N, C), head (V, C), targets (N,) -> mean nats.
 
-    The gradient is made on the way forward, chunk by chunk, so that the logits never exist as a
-    whole and stay in the cache.
+    The gradient is made on the way forward, chunk by chunk: the logits never exist as a whole, and
+    a chunk of them stays in the cache.
     """
 
     @staticmethod
@@ -304,7 +304,7 @@ def pick_precision(device):
 
 
 def block(x, y, mixed, resid, cos, sin, weights, value, window, documents, ops):
-    """One layer: x (B, T, C), mixed likewise; resid a scalar; value (B, T, G D) or None.
+    """One layer: x, y (B, T, C); mixed of share, resid a scalar; value (B, T, G D) or None.
 
     The stream comes and goes as x + y: what the MLP adds is added with the next norm, in one pass.
     """
@@ -357,17 +357,17 @@ class GPT(nn.Module):
         self.q = nn.Parameter(torch.empty(L, C, C))
         self.k = nn.Parameter(torch.empty(L, G * D, C))
         self.v = nn.Parameter(torch.empty(L, G * D, C))
-        self.out = nn.Parameter(torch.empty(L, C, C))
+        self.out = nn.Parameter(torch.zeros(L, C, C))
         self.fc = nn.Parameter(torch.empty(L, MLP_RATIO * C, C))
-        self.proj = nn.Parameter(torch.empty(L, C, MLP_RATIO * C))
-        self.gate = nn.Parameter(torch.empty(L, G, GATE_CHANNELS))  # used where value_layers says
-        self.head_gate = nn.Parameter(torch.empty(L, H, GATE_CHANNELS)) if HEAD_GATE else None
+        self.proj = nn.Parameter(torch.zeros(L, C, MLP_RATIO * C))
+        self.gate = nn.Parameter(torch.zeros(L, G, GATE_CHANNELS))  # used where value_layers says
+        self.head_gate = nn.Parameter(torch.zeros(L, H, GATE_CHANNELS)) if HEAD_GATE else None
         self.lambda_resid = nn.Parameter(torch.empty(L))
         self.lambda_x0 = nn.Parameter(torch.empty(L))
         self.bigrams = self.bigram_gate = None
         if BIGRAM_ROWS:
-            self.bigrams = nn.Parameter(torch.empty(BIGRAM_ROWS, C, dtype=torch.bfloat16))
-            self.bigram_gate = nn.Parameter(torch.empty(1, 1, GATE_CHANNELS))
+            self.bigrams = nn.Parameter(torch.zeros(BIGRAM_ROWS, C, dtype=torch.bfloat16))
+            self.bigram_gate = nn.Parameter(torch.zeros(1, 1, GATE_CHANNELS))
         for name in ("cos", "sin"):
             table = torch.empty(context, 1, D // 2, dtype=torch.bfloat16)
             self.register_buffer(name, table, persistent=False)
@@ -375,11 +375,9 @@ class GPT(nn.Module):
 
     @torch.no_grad()
     def initialize(self, operators, precision):
-        """Fill what __init__ left empty."""
+        """Fill what __init__ left empty; the rest starts at zero."""
         self.operators, self.precision = operators, precision
         bound = INIT_SCALE * math.sqrt(3 / self.width)
-        for p in self.parameters():  # what is not named below starts at zero
-            p.zero_()
         nn.init.normal_(self.embedding, std=1.0)
         nn.init.normal_(self.head, std=0.001)
         for matrices in (self.q, self.k, self.v, self.fc, self.values):
@@ -441,9 +439,8 @@ class GPT(nn.Module):
 def build_model(run):
     """The model on run.device, with fresh weights."""
     torch.set_float32_matmul_precision("high")
-    with torch.device("meta"):
+    with run.device:
         model = GPT(run.vocab_size, run.context, run.bos)
-    model.to_empty(device=run.device)
     model.initialize(Operators(run.device, model), pick_precision(run.device))
     return model
 
@@ -516,7 +513,7 @@ class MuonAdamW(torch.optim.Optimizer):
                 scalars += [1 - beta1 ** group["step"], 1 - beta2 ** group["step"]]
             # on the host: kernels take them as arguments, nothing is copied and nothing waits
             scalars = [torch.tensor(scalar, dtype=torch.float32) for scalar in scalars]
-            for p in group["params"]:
+            for p in (p for p in group["params"] if p.grad is not None):
                 state = self.state[p]
                 if group["rule"] == "adamw":
                     moments = (state["mean"], state["square"], state.get("seen"))
@@ -552,6 +549,9 @@ def make_optimizer(model):
         lr *= PROJ_LR if p is model.proj else 1.0
         group = {"params": [p], "rule": "muon", "lr": lr, "decay": MATRIX_DECAY}
         groups.append({**group, "betas": (MOMENTUM_START, NORMUON_BETA2)})
+    known = {p for group in groups for p in group["params"]}
+    if left := [n for n, p in model.named_parameters() if p.requires_grad and p not in known]:
+        raise ValueError(f"no group trains {', '.join(left)}: add a row, or requires_grad_(False)")
     return MuonAdamW(groups, model.precision)
 
 
@@ -638,7 +638,7 @@ def train_step(model, optimizer, rows, micro_rows, accumulation):
 
 
 def compile_parts(model, optimizer):
-    """Compile one block (not all: they are alike), what is around it, the loss, the two rules."""
+    """Compile one block (not all: they are alike), the entry, the loss, the two rules."""
     torch._dynamo.config.recompile_limit = 64  # one for each window, micro-batch, matrix shape
     whole = partial(torch.compile, dynamic=False, fullgraph=True)
     model.enter, model.block = whole(enter), whole(block)

@@ -1,8 +1,9 @@
 """Fast operators for train.py on CUDA, each beside a plain torch twin that tests compare it with.
 
 train.py is complete without this package: it has plain versions of all of them, and calls `install`
-to replace what this machine has something better for. A missing library, an older chip or a kernel
-that fails its trial call means the next choice, never an error. Importing this package imports
+to replace what this machine has something better for, and what nobody has edited (edited.py). A
+missing library, an older chip or a kernel that fails its trial call means the next choice, never an
+error. Importing this package imports
 torch alone; triton, FlashAttention and quack come with the operators that use them.
 """
 
@@ -21,6 +22,7 @@ import torch
 from autoresearch.inside.ops import ahead, heads, residual, rotary, softcap_ce, table
 from autoresearch.inside.ops import attention as _attention
 from autoresearch.inside.ops import mlp as _mlp
+from autoresearch.inside.ops.edited import find_edited
 from autoresearch.inside.ops.shape import Shape
 from autoresearch.inside.ops.trial_call import once
 
@@ -63,31 +65,40 @@ def install(
         softcap: the bound of the logits.
         gain: factor on normed queries and keys.
     """
+    edited = find_edited(operators, shape, softcap=softcap, gain=gain)
+    operators.names |= dict.fromkeys(sorted(edited), "torch (edited)")
     ahead.compile_all(device, shape, is_scored=not torch.is_grad_enabled())
-    sizes = (shape.head_dim, shape.context, shape.windows, shape.has_documents)
-    attend, name = _attention.choose(attention, device, *sizes)
+    name = "sdpa (edited)"
+    if "attend" not in edited:
+        sizes = (shape.head_dim, shape.context, shape.windows, shape.has_documents)
+        attend, name = _attention.choose(attention, device, *sizes)
+        if attend is not None:
+            operators.attend, operators.find_documents = attend, _attention.finder(attend)
     operators.names["attend"] = name
-    if attend is not None:
-        operators.attend, operators.find_documents = attend, _attention.finder(attend)
     if torch.cuda.get_device_capability(device) < (8, 0) or not _has_triton():
         return
-    operators.head_loss = partial(softcap_ce.head_loss, cap=softcap)
+    if "head_loss" not in edited:
+        operators.head_loss = partial(softcap_ce.head_loss, cap=softcap)
+        operators.names["loss"] = "triton"
     works = partial(once, "softcap", device, partial(softcap_ce.try_out, device))
-    if _is_fine(operators, "softcap", works):
+    if "softcap" not in edited and _is_fine(operators, "softcap", works):
         operators.softcap = partial(softcap_ce.softcap, cap=softcap)
-    operators.lookup = table.lookup
-    operators.names |= {"loss": "triton", "lookup": "triton"}
-    if rotary.is_supported(shape.head_dim):
+    if "lookup" not in edited:
+        operators.lookup = table.lookup
+        operators.names["lookup"] = "triton"
+    if "split_heads" not in edited and rotary.is_supported(shape.head_dim):
         operators.split_heads = partial(rotary.split_heads, gain=gain)
         operators.names["rotary"] = "triton"
-        if name == "fa4" and heads.ENABLED:
+        if name == "fa4" and heads.ENABLED and "attend_heads" not in edited:
             works = partial(heads.try_out, device, shape)
             if _is_fine(operators, "heads", partial(once, f"heads {shape}", device, works)):
                 operators.attend_heads = partial(heads.attend_heads, gain=gain)
                 operators.window = heads.as_tensor
     works = partial(once, f"residual {shape}", device, partial(residual.try_out, device, shape))
-    if residual.ENABLED and _is_fine(operators, "residual", works):
+    if residual.ENABLED and "add_norm" not in edited and _is_fine(operators, "residual", works):
         operators.add_norm, operators.share = residual.add_norm, residual.share
+    if "mlp" in edited:
+        return
     backend, reason = _mlp.choose(device)
     operators.names["mlp"] = f"{backend or 'torch'} ({reason})" if reason else backend
     if backend:

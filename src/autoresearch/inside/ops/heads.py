@@ -57,6 +57,7 @@ def attend_heads(
     gain: float,
 ) -> Tensor:
     """As the twin, but documents are told by their bounds, and the window may be a tensor."""
+    rotary.check_shapes(qkv, cos, sin, opening, num_heads)
     windows = (window, 0) if isinstance(window, Tensor) else (None, window)
     rest = (opening, value, bounds, num_heads, offset, gain)
     out: Tensor = heads_forward(qkv, cos, sin, *rest, *windows)[0]

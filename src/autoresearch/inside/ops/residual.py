@@ -23,7 +23,6 @@ ENABLED = True  # False: plain torch, compiled
 ROWS, WARPS = 8, 4  # tokens and warps a program, forward
 ROWS_BACK, WARPS_BACK = 4, 4  # backward
 GRADIENTS_AT_ONCE = 9  # that the kernel of `share` takes
-_LEAST_RESID = 1e-3  # the scalar's gradient is a quotient: below this it is damped
 
 TRIED_TOKENS = 64  # of a trial call; Triton compiles another kernel unless 16 divides it
 
@@ -86,9 +85,25 @@ def add_norm(
     resid: Tensor | None = None,
     front: int = 0,
 ) -> Sums:
-    """As the twin."""
+    """As the twin, with what `share` gives as `mixed`."""
+    _check(x, mixed, resid)
+    y = y if y is None else y.expand_as(x)
     total, normed, first, _ = add_norm_forward(x, y, *(mixed or (None, None, None)), resid, front)
     return total, normed, first
+
+
+def _check(x: Tensor, mixed: object, resid: Tensor | None) -> None:
+    """Raises TypeError or ValueError where plain torch would do something else, or nothing."""
+    if (mixed is None) != (resid is None) or not isinstance(mixed, Mixed | None):
+        raise TypeError(
+            f"add_norm got {type(mixed).__name__} as mixed and {type(resid).__name__} as resid, "
+            "expected one of what share gives and a scalar, or neither; add other tensors to y"
+        )
+    if resid is not None and resid.numel() != 1:
+        raise ValueError(f"add_norm got resid {tuple(resid.shape)}, expected a scalar")
+    if mixed is not None and mixed.x0.shape != x.shape:
+        shapes = f"{tuple(mixed.x0.shape)} to mix into {tuple(x.shape)}"
+        raise ValueError(f"add_norm got {shapes}, expected the same shape")
 
 
 @torch.library.custom_op("autoresearch::add_norm_forward", mutates_args=())
@@ -192,8 +207,7 @@ def add_norm_backward(
     )
     if resid is None:
         return dx, parts
-    small = resid.abs() < _LEAST_RESID
-    return dx, parts.sum() / torch.where(small, _LEAST_RESID, resid)
+    return dx, parts.sum() / resid
 
 
 @add_norm_backward.register_fake
@@ -238,6 +252,8 @@ add_norm_forward.register_autograd(_gradient, setup_context=_setup)
 
 def share(x: Tensor, factors: Tensor) -> tuple[Tensor, list[Mixed]]:
     """As the twin, but that the products are not there."""
+    if factors.dim() != 1:
+        raise ValueError(f"share got factors {tuple(factors.shape)}, expected one a layer, (L,)")
     own, *products = _Share.apply(x, factors)
     given = (x.detach(), factors.detach())
     return own, [Mixed(product, given[0], given[1][i]) for i, product in enumerate(products)]

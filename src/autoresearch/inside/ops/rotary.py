@@ -79,8 +79,28 @@ def split_heads(
     """As the twin, which it is on a CPU."""
     if qkv.device.type == "cpu":
         return split_heads_twin(qkv, cos, sin, num_heads, opening, value, offset, gain)
+    check_shapes(qkv, cos, sin, opening, num_heads)
     q, k, v = split_forward(qkv, cos, sin, opening, value, num_heads, offset, gain)
     return q, k, v
+
+
+def check_shapes(
+    qkv: Tensor, cos: Tensor, sin: Tensor, opening: Tensor | None, num_heads: int
+) -> None:
+    """Plain torch would repeat what is smaller; the kernels would read past its end.
+
+    Raises:
+        ValueError: angles are not those of all rows and heads alike, or heads do not open each.
+    """
+    B, T, _, G, D = _shapes(qkv, cos, num_heads)
+    expected = {"cos": (cos, (T, 1, D // 2)), "sin": (sin, (T, 1, D // 2))}
+    expected |= {} if opening is None else {"opening": (opening, (B, T, G))}
+    for name, (tensor, shape) in expected.items():
+        if tensor.shape != shape:
+            raise ValueError(
+                f"{name} is {tuple(tensor.shape)}, expected {shape} by the fast split_heads and "
+                "attend_heads; expand it, or change train.py's own split_heads, which then is used"
+            )
 
 
 def is_supported(head_dim: int) -> bool:

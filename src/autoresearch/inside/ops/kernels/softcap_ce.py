@@ -30,7 +30,9 @@ def softcap_ce(
     for row in tl.range(start, N, step):
         raw = following.to(tl.float32)
         target = tl.load(targets + row)
-        wanted = _tanh(tl.load(place + target).to(tl.float32) * (1.0 / cap), IS_FAST)
+        is_token = (target >= 0) & (target < V)  # of what is none the loss is NaN
+        chosen = tl.load(place + target, mask=is_token, other=float("nan")).to(tl.float32)
+        wanted = _tanh(chosen * (1.0 / cap), IS_FAST)
         ahead = logits + tl.minimum(row + step, N - 1).to(tl.int64) * stride
         following = tl.load(ahead + columns, mask=inside, other=0.0)
         tanh = _tanh(raw * (1.0 / cap), IS_FAST)
