@@ -7,8 +7,8 @@ session is pinned to a core of its own. At the end every champion meets the base
 of runs, which nothing was selected by.
 
 Nothing is lost when an arena ends early, however it does: sessions resume from their ledgers, the
-pairs are in there too, and the settings lie in arena.json. Sessions are processes that die with
-this one.
+pairs are in there too, and the settings lie in arena.json (arena_rules.py). Sessions are processes
+that die with this one.
 """
 
 from __future__ import annotations
@@ -23,11 +23,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from autoresearch import workspace as workspaces
+from autoresearch.arena_rules import Rules, settings_of
 from autoresearch.search.ledger import Ledger
 from autoresearch.system.files import cache_home, hold_lock, write_atomic
 from autoresearch.values.errors import AutoresearchError, UserError
@@ -50,54 +51,12 @@ Report = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Rules:
-    """What all share. `tables` are further settings of every workspace's autoresearch.toml."""
-
-    preset: str = "demo"
-    researchers: tuple[str, ...] = ("random", "tpe", "cmaes")
-    trials: int = 30
-    hours: float = 0.0  # instead of trials, where it is over 0
-    repeats: int = 5
-    rounds: int = 4  # fresh pairs of each champion and the baseline
-    seed: int = 0  # of the first repeat's researchers
-    tables: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class _Task:
     """A stretch of one session up to `share` of the budget, or its pairs."""
 
     name: str
     share: float
     is_pairs: bool = False
-
-
-def open_rules(folder: Path, given: Mapping[str, Any]) -> Rules:
-    """The arena's rules: those in its folder, with `given` on top; written there.
-
-    Raises:
-        UserError: what was measured would not compare with what `given` asks for.
-    """
-    path = folder / "arena.json"
-    before: dict[str, Any] = {}
-    if path.is_file():
-        before = json.loads(path.read_text(encoding="utf-8"))
-    fixed = [n for n in ("preset", "seed", "tables") if n in given and n in before]
-    changed = [name for name in fixed if given[name] != before[name]]
-    if changed:
-        raise UserError(
-            f"the arena in {folder} has {changed[0]} = {before[changed[0]]!r}, not "
-            f"{given[changed[0]]!r}: results would not compare; choose another folder"
-        )
-    values = {**before, **given}
-    rules = Rules(
-        **{**values, "researchers": tuple(values.get("researchers", Rules().researchers))}
-    )
-    if len(set(rules.researchers)) != len(rules.researchers):
-        raise UserError(f"researchers {', '.join(rules.researchers)}: name each of them once")
-    folder.mkdir(parents=True, exist_ok=True)
-    write_atomic(path, json.dumps(dataclasses.asdict(rules), indent=1) + "\n")
-    return rules
 
 
 def prepare(folder: Path, rules: Rules, report: Callable[[str, int, int], None]) -> list[str]:
@@ -113,9 +72,8 @@ def prepare(folder: Path, rules: Rules, report: Callable[[str, int, int], None])
         for kind in rules.researchers:
             name = f"{kind}-{repeat:02d}"
             if not (folder / name / workspaces.CONFIG_NAME).is_file():
-                own = {"kind": kind, "seed": rules.seed + repeat - 1}
-                own = {**rules.tables.get("researcher", {}), **own}
-                workspaces.init(folder / name, rules.preset, {**rules.tables, "researcher": own})
+                changes = settings_of(rules, kind, repeat)
+                workspaces.init(folder / name, rules.preset, changes)
             made.append(name)
     opened = workspaces.open_workspace(folder / made[0])
     dataset.prepare(opened.config.data, cache_home(), report)

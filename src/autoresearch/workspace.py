@@ -173,9 +173,8 @@ def init(path: Path, preset: str = "auto", changes: Changes | None = None) -> Wo
         WorkspaceError: the folder is a workspace already, or holds other files.
     """
     path = path.absolute()
-    _refuse_taken(path)
-    chosen = load_preset(choose_preset() if preset == "auto" else preset)
-    config = _configure(chosen, changes or {})
+    refuse_taken(path)
+    chosen, config = plan(preset, changes or {})
     texts = {
         TRAIN_NAME: substitute(_template(TRAIN_NAME), dict(chosen.constants)),
         "program.md": _template("program.md"),
@@ -198,6 +197,16 @@ def init(path: Path, preset: str = "auto", changes: Changes | None = None) -> Wo
     repository = Repository(path) if (path / ".git").exists() else Repository.create(path)
     repository.commit_files(sorted(texts), f"Start from preset {chosen.name}\n")
     return Workspace(root=path, config=config)
+
+
+def plan(preset: str, changes: Changes) -> tuple[Preset, Config]:
+    """The preset that `init` would start from, and the settings that it would write.
+
+    Raises:
+        UserError: no such preset, or a value that autoresearch.toml would refuse.
+    """
+    chosen = load_preset(choose_preset() if preset == "auto" else preset)
+    return chosen, _configure(chosen, changes)
 
 
 def load_presets() -> dict[str, Preset]:
@@ -291,7 +300,12 @@ def _configure(preset: Preset, changes: Changes) -> Config:
     return parse_config("\n".join(lines), f"preset {preset.name!r} with your changes")
 
 
-def _refuse_taken(path: Path) -> None:
+def refuse_taken(path: Path, command: str = "init") -> None:
+    """Refuse a folder that `command` must not fill: it takes a new or an empty one.
+
+    Raises:
+        WorkspaceError: the folder is a workspace already, or holds other files.
+    """
     if (path / CONFIG_NAME).exists():
         raise WorkspaceError(
             f"{path} is a workspace already; go on there with `autoresearch run`, or choose "
@@ -309,8 +323,8 @@ def _refuse_taken(path: Path) -> None:
         if foreign:
             seen = ", ".join(foreign[:5]) + (", ..." if len(foreign) > 5 else "")
             raise WorkspaceError(
-                f"{path} is not empty (it holds {seen}), and a workspace is a repository of its "
-                f"own; choose a new folder: `autoresearch init {path / 'research'}`"
+                f"{path} is not empty (it holds {seen}), and `{command}` wants a folder of its "
+                f"own; choose a new one: `autoresearch {command} {path / 'research'}`"
             )
 
 

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from autoresearch import arena
+from autoresearch.arena_rules import open_rules
 from autoresearch.search.history import Event, History
 from autoresearch.search.ledger import Ledger
-from autoresearch.values.errors import UserError
+from autoresearch.values.errors import UserError, WorkspaceError
 from autoresearch.values.records import Decision, Trial, Verdict
 from autoresearch.views.arena import Entry, arena_json, arena_markdown, estimate, tabulate
 from autoresearch.views.arena_plot import arena_png
@@ -109,14 +112,81 @@ def test_blocks_alternate_on_few_cores_and_pairs_come_last() -> None:
 
 def test_rules_stay_what_results_rest_on(tmp_path: Path) -> None:
     """More trials are fine; another preset or budget is refused."""
-    rules = arena.open_rules(tmp_path, {"researchers": ["tpe"], "tables": {"trial": {"x": 1}}})
+    rules = open_rules(tmp_path, {"researchers": ["tpe"], "tables": {"trial": {"budget_s": 1}}})
     assert rules.trials == 30
-    again = arena.open_rules(tmp_path, {"trials": 40})
-    assert (again.researchers, again.trials, again.tables) == (("tpe",), 40, {"trial": {"x": 1}})
+    again = open_rules(tmp_path, {"trials": 40})
+    assert (again.researchers, again.trials, again.tables) == (
+        ("tpe",),
+        40,
+        {"trial": {"budget_s": 1}},
+    )
     with pytest.raises(UserError, match="preset = 'demo', not 'laptop'"):
-        arena.open_rules(tmp_path, {"preset": "laptop"})
+        open_rules(tmp_path, {"preset": "laptop"})
     with pytest.raises(UserError, match="once"):
-        arena.open_rules(tmp_path, {"researchers": ["tpe", "tpe"]})
+        open_rules(tmp_path, {"researchers": ["tpe", "tpe"]})
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"researchers": ["nope"]}, "researcher.kind is 'nope', expected one of"),
+        ({"researchers": []}, "researchers is [], expected a list of names"),
+        ({"preset": "nope"}, "there is no preset 'nope'"),
+        ({"tables": {"a": 1}}, "a is 1, expected a table of autoresearch.toml"),
+        ({"tables": {"nope": {"a": 1}}}, "unknown key 'nope'"),
+        ({"hours": math.nan}, "hours is nan, expected a number of at least 0"),
+    ],
+)
+def test_rules_that_cannot_be_are_not_written(
+    tmp_path: Path, given: dict[str, Any], words: str
+) -> None:
+    """Refused in words; neither a new folder nor the rules that were there learn of it."""
+    with pytest.raises(UserError, match=re.escape(words)):
+        open_rules(tmp_path / "new", given)
+    assert not (tmp_path / "new").exists()
+    open_rules(tmp_path / "old", {"trials": 3})
+    before = (tmp_path / "old/arena.json").read_text()
+    given = {name: value for name, value in given.items() if name in ("researchers", "hours")}
+    if given:
+        with pytest.raises(UserError):
+            open_rules(tmp_path / "old", given)
+    assert (tmp_path / "old/arena.json").read_text() == before
+
+
+def test_an_arena_wants_a_folder_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A workspace, a folder with other files and a file are refused, and nothing is put there."""
+    made = init(tmp_path / "w", "demo")
+    before = sorted(made.root.iterdir())
+    with pytest.raises(WorkspaceError, match="is a workspace already"):
+        open_rules(made.root, {})
+    assert sorted(made.root.iterdir()) == before
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(WorkspaceError, match=r"not empty \(it holds w\).*`autoresearch arena /"):
+        open_rules(Path(), {})
+    with pytest.raises(WorkspaceError, match="is a file, expected a new or an empty folder"):
+        open_rules(made.root / "train.py", {})
+    assert open_rules(made.root / "duel", {}).trials == 30
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("{", "cannot be read as an arena's rules"),
+        ("[1]", "holds '[1]', expected an object"),
+        ('{"trials": "x"}', "trials is 'x', expected a number of at least 1"),
+        ('{"colour": 1}', "there is no rule 'colour'"),
+        ('{"tables": {"a": 1}}', "a is 1, expected a table"),
+    ],
+)
+def test_damaged_rules_are_told(tmp_path: Path, text: str, words: str) -> None:
+    """With the file, and what to do; it is left as it is."""
+    (tmp_path / "arena.json").write_text(text)
+    with pytest.raises(UserError, match=re.escape(words)) as told:
+        open_rules(tmp_path, {"trials": 3})
+    assert "restore it from a copy" in str(told.value)
+    assert (tmp_path / "arena.json").read_text() == text
 
 
 def test_cores_are_those_allowed_each_once() -> None:

@@ -732,3 +732,7 @@ def test_arena_gives_rules_and_prints_the_table(
     code, out, _ = call("arena", folder, "--json")
     assert (code, json.loads(out)["problems"]) == (1, {"tpe-01": "broke"})
     assert call("arena", folder, "--config", tmp_path / "none.toml")[0] == 2
+    (tmp_path / "flat.toml").write_text("trial = 1\n")
+    code, _, err = call("arena", folder, "--config", tmp_path / "flat.toml", "--budget", 2)
+    assert code == 2
+    assert "trial is 1, expected a table" in " ".join(err.split())

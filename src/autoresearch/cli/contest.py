@@ -63,6 +63,7 @@ def arena(
       autoresearch arena duel --jobs 20 --minutes 8
     """
     from autoresearch import arena as play
+    from autoresearch.arena_rules import open_rules
     from autoresearch.views.live import Steps
 
     tables = _tables(config, budget)
@@ -76,7 +77,7 @@ def arena(
         "seed": seed,
         "tables": tables or None,
     }
-    rules = play.open_rules(folder, {k: v for k, v in given.items() if v is not None})
+    rules = open_rules(folder, {k: v for k, v in given.items() if v is not None})
     console = options.console(to_stderr=True)
     with Steps(console) as steps:
         names = play.prepare(folder, rules, steps)
@@ -101,10 +102,14 @@ def _tables(config: Path | None, budget: float | None) -> dict[str, dict[str, An
     """Settings of every workspace: a file's tables, with --budget on top."""
     import tomllib
 
+    from autoresearch.arena_rules import problem_of_tables
+
     try:
         tables = tomllib.loads(config.read_text(encoding="utf-8")) if config else {}
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{config} cannot be read as TOML tables: {error}; mend it") from error
+    if problem := problem_of_tables(tables):
+        raise UserError(f"{config}: {problem}; mend it and run the command again")
     if budget is not None:
         tables["trial"] = {**tables.get("trial", {}), "budget_s": budget}
     return tables
