@@ -220,6 +220,35 @@ def test_parquet_without_text(tmp_path: Path) -> None:
         read(tmp_path)
 
 
+@pytest.mark.parametrize("value", [7, b"bytes", ["a", "list"]])
+def test_parquet_with_something_else_as_text(tmp_path: Path, value: object) -> None:
+    """The file and the row are named; what has no value is no fault."""
+    pa = pytest.importorskip("pyarrow")
+    table = pa.table({"text": [None] * 1500 + [value]})
+    pytest.importorskip("pyarrow.parquet").write_table(table, tmp_path / "a.parquet")
+    with pytest.raises(DataError, match=r"a\.parquet, row 1501: `text` is .*expected a text"):
+        read(tmp_path)
+
+
+def test_parquet_that_is_not_utf8(tmp_path: Path) -> None:
+    """A text column may hold any bytes; they are refused like any damage."""
+    pa = pytest.importorskip("pyarrow")
+    column = pa.array([b"\xff\xfe"]).view(pa.string())
+    pytest.importorskip("pyarrow.parquet").write_table(
+        pa.table({"text": column}), tmp_path / "a.parquet"
+    )
+    with pytest.raises(DataError, match=r"a\.parquet cannot be read as parquet .* column `text`"):
+        read(tmp_path)
+
+
+def test_a_line_nested_too_deep(tmp_path: Path) -> None:
+    """The file and the line are named."""
+    deep = '{"text": ' + "[" * 100_000 + "]" * 100_000 + "}"
+    (tmp_path / "a.jsonl").write_text('{"text": "fine"}\n' + deep + "\n")
+    with pytest.raises(DataError, match=r"a\.jsonl, line 2 is not JSON"):
+        read(tmp_path)
+
+
 @pytest.mark.parametrize(("name", "package"), [("a.parquet", "pyarrow"), ("a.md.zst", "zstandard")])
 def test_missing_package_gives_the_command(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, package: str

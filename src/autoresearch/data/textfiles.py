@@ -202,11 +202,19 @@ def parquet_texts(path: Path) -> Iterator[str]:
 
     Raises:
         UserError: pyarrow is not installed.
-        DataError: not a parquet file, damaged, or without that column.
+        DataError: not a parquet file, damaged, without that column, or with other things in it.
     """
     with _parquet(path) as file:
-        for batch in file.iter_batches(batch_size=1024, columns=["text"]):
-            yield from (text for text in batch.column("text").to_pylist() if text)
+        batches = file.iter_batches(batch_size=1024, columns=["text"])
+        rows = (row for batch in batches for row in batch.column("text").to_pylist())
+        for number, text in enumerate(rows, 1):
+            if text is not None and not isinstance(text, str):
+                raise DataError(
+                    f"{path}, row {number}: `text` is {repr(text)[:60]}, expected a text; "
+                    "replace the file"
+                )
+            if text:
+                yield text
 
 
 def text_bytes(path: Path) -> int:
@@ -234,7 +242,7 @@ def _parquet(path: Path) -> Iterator[Any]:
     try:
         with pq.ParquetFile(path) as file:
             yield file
-    except (pa.ArrowException, OSError, KeyError) as error:
+    except (pa.ArrowException, OSError, KeyError, UnicodeDecodeError) as error:
         raise DataError(
             f"{path} cannot be read as parquet with a text column `text`: {error}; replace the file"
         ) from error
@@ -246,7 +254,7 @@ def _jsonl_texts(path: Path) -> Iterator[str]:
             continue
         try:
             record: Any = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:  # the latter: nested too deep
             raise DataError(
                 f"{path}, line {number} is not JSON ({error}); mend or remove the line"
             ) from error
