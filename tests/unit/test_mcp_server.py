@@ -99,6 +99,27 @@ def test_a_trial_is_waited_for(
     assert not trial.has_started
 
 
+def test_what_a_client_calls_its_edit_is_one_clean_line(
+    here: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No NUL or escape sequence reaches a command line, and no wait is too long for a lock."""
+    code = "import json, sys; print(json.dumps({'words': sys.argv[1:]}))"
+    monkeypatch.setattr(mcp_server, "COMMAND", (mcp_server.sys.executable, "-c", code))
+    edit = {"search": "\nDEPTH = ", "replace": "\nDEPTH = 1 + "}
+    *_, first, second = ask(
+        here,
+        ("propose", {"description": "deep\0er\n", "edits": [edit]}),
+        ("run", {"wait_s": 1e12}),
+        ("run", {"description": "again\0", "wait_s": 1e12}),
+    )
+    assert first["words"][:3] == ["train", "-m", "deeper"]
+    assert second["words"][2] == "again"
+    trial = TrialProcess(here.root)
+    trial.start("an idea")
+    assert trial.wait(float("nan"))["state"] in ("running", "done")
+    assert trial.wait(1e300)["state"] == "done"
+
+
 def test_two_calls_share_one_trial(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever comes while it runs starts no second one; all are told how it ended, none is cut."""
     code = "import os, time; open(f'{os.getpid()}', 'w'); time.sleep(0.5); print('{\"trial\": 1}')"

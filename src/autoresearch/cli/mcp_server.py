@@ -28,6 +28,7 @@ import typer
 from autoresearch.cli import options
 from autoresearch.cli.options import Where
 from autoresearch.values.errors import AutoresearchError, UserError
+from autoresearch.values.text import one_line
 
 if TYPE_CHECKING:
     from mcp.server import MCPServer
@@ -40,6 +41,7 @@ Tool = TypeVar("Tool", bound=Callable[..., Any])
 COMMAND = (sys.executable, "-m", "autoresearch")
 TOKEN_NAME = "AUTORESEARCH_MCP_TOKEN"  # noqa: S105  the variable's name
 PATIENCE_S = 45.0  # how long `run` waits: common clients give up after a minute
+MOST_PATIENCE_S = 3600.0  # whatever a client asks for: locks take no number that is too large
 INSTRUCTIONS = """\
 One research loop: read `champion` and `ledger`, choose one idea, `propose` it, `run` it, read the
 verdict, again. Lower val_bpb is better; scores are noisy and the judge replicates before it keeps.
@@ -93,6 +95,7 @@ class TrialProcess:
 
     def wait(self, patience_s: float) -> dict[str, Any]:
         """The trial's outcome, or `{"state": "running"}` when patience ends before it does."""
+        patience_s = min(max(0.0, patience_s), MOST_PATIENCE_S)  # NaN becomes 0
         limit, process = time.monotonic() + patience_s, self._process
         if not self._reading.acquire(timeout=patience_s):
             return self._goes_on()
@@ -181,21 +184,21 @@ def _add_trial_tools(app: MCPServer[Any], workspace: Workspace, trial: TrialProc
         except EditError as refusal:
             return {"accepted": False, "reason": str(refusal)}
         workspace.write_train(new)
-        pending["description"] = description
+        pending["description"] = one_line(description)
         return {"accepted": True, "next": "call run"}
 
     @_tool(app, only_reads=False)
     def run(description: str = "", wait_s: float = PATIENCE_S) -> dict[str, Any]:
         """Run and judge the train.py that is on the disk (`propose` put it there, or you edited
-        it), or go on waiting for the trial that runs. Waits `wait_s` seconds at most; then the
-        state is "running": call again.
+        it), or go on waiting for the trial that runs. Waits `wait_s` seconds at most (an hour);
+        then the state is "running": call again.
         """
         if not trial.has_started:
-            words = description or pending["description"]
+            words = one_line(description) or pending["description"]
             if not words:
                 return {"state": "idle", "error": "say in `description` what you tried"}
             trial.start(words)
-        return trial.wait(max(0.0, wait_s))
+        return trial.wait(wait_s)
 
     @_tool(app, only_reads=True)
     def status() -> dict[str, Any]:
