@@ -14,6 +14,7 @@ from autoresearch.data.tokenizer import train_tokenizer
 from autoresearch.importing import import_results, read_script
 from autoresearch.referee.trial import UNVERIFIED
 from autoresearch.search.ledger import Ledger
+from autoresearch.system import git as git_module
 from autoresearch.system.git import Repository
 from autoresearch.values.errors import UserError
 from autoresearch.values.records import Measurement, Outcome
@@ -98,8 +99,26 @@ def test_a_results_file_and_its_branch_seed_the_history(tmp_path: Path) -> None:
     assert (history.imported, history.trials) == (rows, ())
     config = workspace.config
     assert "2 imported trials" in summary_markdown(history, find_noise(history, config), config)
-    with pytest.raises(UserError, match="no branch 'gone'"):
+    with pytest.raises(UserError, match=r"'gone' from .*: fatal: .*find remote ref.*branch`$"):
         import_results(workspace, tsv, "gone")
+
+
+def test_a_branch_of_another_owner_is_told_with_what_helps(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Git's own words; its advice, a setting that is not read here, is left out."""
+    (tmp_path / "old").mkdir()
+    old = Repository.create(tmp_path / "old")
+    (old.path / "results.tsv").write_text("commit\tval_bpb\tmemory_gb\tstatus\tdescription\n")
+    old.commit_files(["results.tsv"], "baseline")
+    workspace = init(tmp_path / "new", "demo")
+    name = "GIT_TEST_ASSUME_DIFFERENT_OWNER"
+    monkeypatch.setattr(git_module, "_KEPT_VARIABLES", (*git_module._KEPT_VARIABLES, name))
+    monkeypatch.setenv(name, "1")
+    with pytest.raises(UserError, match=r"dubious ownership.*`cp -r`") as told:
+        import_results(workspace, old.path / "results.tsv", "main")
+    assert "safe.directory" not in str(told.value)
+    assert "no branch" not in str(told.value)
 
 
 def test_a_train_py_of_ours_needs_no_import(tmp_path: Path) -> None:

@@ -97,15 +97,20 @@ class Repository:
         """Copy a branch of another repository on this machine to `ref`; the commit it is at.
 
         Raises:
-            UserError: there is no such repository or branch.
+            UserError: there is no such repository or branch, or it is another user's.
         """
         refspec = f"+refs/heads/{branch}:{ref}"
         try:
             self._run("fetch", "--quiet", "--no-tags", "--", str(source.absolute()), refspec)
         except GitError as error:
+            said = (error.said.splitlines() or [str(error)])[0]
+            remedy = f"see `git -C {source} branch`"
+            if (
+                "dubious ownership" in said
+            ):  # no setting of the person's is read, safe.directory too
+                remedy = "it belongs to another user; copy it with `cp -r` and import from the copy"
             raise UserError(
-                f"there is no branch {branch!r} to fetch from {source}: {error}; see "
-                f"`git -C {source} branch`"
+                f"could not fetch branch {branch!r} from {source}: {said}; {remedy}"
             ) from error
         return self.resolve(ref) or ""
 
@@ -241,7 +246,11 @@ class Repository:
 
 
 class GitError(AutoresearchError):
-    """A git command failed in a way that its caller did not expect."""
+    """A git command failed in a way that its caller did not expect; `said` is git's own text."""
+
+    def __init__(self, message: str, said: str = "") -> None:
+        super().__init__(message)
+        self.said = said
 
 
 def _git(
@@ -269,7 +278,7 @@ def _git(
     if done.returncode not in accept:
         said = done.stderr.decode(errors="replace").strip()
         failed = f"`git {' '.join(arguments)}` failed with exit code {done.returncode}"
-        raise GitError(f"{failed}: {said or 'it said nothing'}; see `autoresearch doctor`")
+        raise GitError(f"{failed}: {said or 'it said nothing'}; see `autoresearch doctor`", said)
     return done.stdout if done.returncode == 0 else b""
 
 
