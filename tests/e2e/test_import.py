@@ -99,6 +99,8 @@ def test_a_results_file_and_its_branch_seed_the_history(tmp_path: Path) -> None:
     assert (history.imported, history.trials) == (rows, ())
     config = workspace.config
     assert "2 imported trials" in summary_markdown(history, find_noise(history, config), config)
+    tsv.write_text(f"\ufeff{header}{commit[:7]}\t0.98\t44.0\tkeep\tafter a mark\n")
+    assert import_results(workspace, tsv)[0][0].description == "after a mark"
     with pytest.raises(UserError, match=r"'gone' from .*: fatal: .*find remote ref.*branch`$"):
         import_results(workspace, tsv, "gone")
 

@@ -55,6 +55,14 @@ def test_commit_file_changes_one_file_and_nothing_of_the_person(repository: Repo
     assert (repository.path / "train.py").read_text() == "DEPTH = 99\n"
 
 
+def test_a_commit_that_is_not_here_is_told(repository: Repository) -> None:
+    """A shallow clone has the ledger's refs to make and not the commits: in words, not git's."""
+    lost = "ead4a73fd47be44ff6abc2dcd2ab26190e32c047"
+    with pytest.raises(TrustViolation, match=r"commit ead4a73fd47b is not in .*from a copy"):
+        repository.set_ref(BRANCH, lost, None)
+    assert repository.resolve(BRANCH) is None
+
+
 def test_commit_file_can_add_in_folders(repository: Repository) -> None:
     """A path that is not there yet is added."""
     new = repository.commit_file(repository.head(), "ops/new file.py", "x = 1\n", "add")

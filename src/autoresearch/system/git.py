@@ -165,7 +165,8 @@ class Repository:
         """Move `ref` to `new` if it is at `old` (None: if it does not exist yet), atomically.
 
         Raises:
-            TrustViolation: the ref is somewhere else, so somebody or something moved it.
+            TrustViolation: the ref is somewhere else, so somebody or something moved it; or the
+                commit is not here.
             WorkspaceError: the ref is the branch that is checked out, which is not ours to move.
         """
         if ref == self._checked_out_ref():
@@ -176,6 +177,12 @@ class Repository:
         try:
             self._update_ref(ref, new, old or _ABSENT)
         except GitError as error:
+            if self.resolve(new) is None:
+                raise TrustViolation(
+                    f"commit {new[:12]} is not in {self.path}, so {ref} cannot be put there: part "
+                    "of .git is lost, or this is a shallow clone. Restore .git from a copy; "
+                    "`autoresearch verify` says what is missing"
+                ) from error
             seen = self.resolve(ref)
             if seen == old:
                 raise  # not a mismatch: a full disk, a lock file, a name that git refuses
