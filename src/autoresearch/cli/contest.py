@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from autoresearch.cli import options
 from autoresearch.cli.options import AsJson, Budget
 from autoresearch.values.errors import UserError
+
+if TYPE_CHECKING:
+    from autoresearch.arena_rules import Rules
 
 Researchers = Annotated[
     list[str] | None,
@@ -63,7 +66,6 @@ def arena(
       autoresearch arena duel --jobs 20 --minutes 8
     """
     from autoresearch import arena as play
-    from autoresearch.arena_rules import open_rules
     from autoresearch.views.live import Steps
 
     tables = _tables(config, budget)
@@ -77,7 +79,7 @@ def arena(
         "seed": seed,
         "tables": tables or None,
     }
-    rules = open_rules(folder, {k: v for k, v in given.items() if v is not None})
+    rules = _open_rules(folder, given)
     console = options.console(to_stderr=True)
     with Steps(console) as steps:
         names = play.prepare(folder, rules, steps)
@@ -96,6 +98,13 @@ def arena(
             console.print(f"not over yet; go on: autoresearch arena {folder}", soft_wrap=True)
     if problems:
         raise typer.Exit(1)
+
+
+def _open_rules(folder: Path, given: dict[str, Any]) -> Rules:
+    """The arena's rules with the options that were given on top."""
+    from autoresearch.arena_rules import open_rules
+
+    return open_rules(folder, {k: v for k, v in given.items() if v is not None})
 
 
 def _tables(config: Path | None, budget: float | None) -> dict[str, dict[str, Any]]:
