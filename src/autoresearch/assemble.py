@@ -94,12 +94,14 @@ def open_session(
     Raises:
         WorkspaceError: train.py has changes that the session would pass over, or another session
             is at work here.
+        TrustViolation: git lacks commits of the ledger.
         UserError: the configured researcher lacks something; nothing is written down then.
     """
     branch = Branch(workspace.repository, config.session.tag)
     if researcher is None:
         workspace.require_start(branch)
     with Ledger.open(workspace.ledger_path) as ledger:
+        branch.require_commits(ledger.history(branch.name))
         desk = Desk(
             config=config,
             ledger=ledger,
@@ -161,7 +163,9 @@ def try_out(
 
 def note_session(ledger: Ledger, config: Config, branch: Branch, referee: Referee) -> None:
     """A session for single runs to belong to, where the branch has none yet."""
-    if not ledger.history(branch.name).sessions:
+    history = ledger.history(branch.name)
+    branch.require_commits(history)
+    if not history.sessions:
         _start(ledger, config, branch, referee)
         ledger.stop_session("a single run")
 

@@ -4,6 +4,7 @@ scores from a constant.
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,7 +23,7 @@ from autoresearch.search.history import History
 from autoresearch.search.ledger import Ledger
 from autoresearch.system.git import Repository
 from autoresearch.values.config import override
-from autoresearch.values.errors import UserError, WorkspaceError
+from autoresearch.values.errors import TrustViolation, UserError, WorkspaceError
 from autoresearch.values.records import Measurement, Trial, Verdict
 from autoresearch.workspace import Workspace, open_workspace
 
@@ -120,6 +121,20 @@ def test_single_runs_are_scored_within_the_sessions_limit(bench: Bench) -> None:
     folder = bench.root.rename(bench.root.with_name("tpe-01"))
     arena.run_pairs(folder, 1)
     assert bench.referee.limits_s == [3 * SCORING_S] * 2
+
+
+def test_a_repository_without_the_ledgers_commits_is_not_gone_on_in(bench: Bench) -> None:
+    """As in a shallow clone: in words, and neither a ref nor an event is made."""
+    bench.run()
+    sessions = len(bench.history.sessions)
+    shutil.rmtree(bench.root / ".git")
+    repository = Repository.create(bench.root)
+    repository.commit_files(["autoresearch.toml", "train.py"], "another start")
+    for go_on in (bench.run, bench.train_once):
+        with pytest.raises(TrustViolation, match=r"commit \w{12} is not in .*from a copy"):
+            go_on()
+    assert repository.refs("refs/autoresearch") == {}
+    assert len(bench.history.sessions) == sessions
 
 
 @pytest.mark.parametrize("score", [1.8, 2.2])

@@ -41,6 +41,15 @@ class Branch:
             self._repository.set_ref(self.baseline_ref, baseline, None)
         return baseline
 
+    def require_commits(self, history: History) -> None:
+        """Refuse to go on, or to begin anew, where the ledger's baseline or champion is gone.
+
+        Raises:
+            TrustViolation: it is.
+        """
+        for commit in filter(None, (history.baseline, history.champion)):
+            self._repository.require(commit)
+
     def read(self, commit: str) -> str:
         """train.py of a commit."""
         return self._repository.read(commit, TRAIN_NAME)

@@ -83,6 +83,19 @@ class Repository:
         arguments = ("rev-parse", "--quiet", "--verify", "--end-of-options", f"{ref}^{{commit}}")
         return self._text(*arguments, accept=(0, 1)) or None
 
+    def require(self, commit: str) -> None:
+        """Refuse where a commit that was here, and that a ref is to hold, is gone.
+
+        Raises:
+            TrustViolation: it is.
+        """
+        if self.resolve(commit) is None:
+            raise TrustViolation(
+                f"commit {commit[:12]} is not in {self.path}, and the ledger rests on it: part of "
+                ".git is lost, or this is a shallow clone. Restore .git from a copy; "
+                "`autoresearch verify` says what is missing"
+            )
+
     def commits_since(self, old: str, new: str) -> list[str]:
         """The commits that `new` has and `old` has not, the latest first."""
         return self._text("rev-list", f"{old}..{new}").split()
@@ -177,12 +190,7 @@ class Repository:
         try:
             self._update_ref(ref, new, old or _ABSENT)
         except GitError as error:
-            if self.resolve(new) is None:
-                raise TrustViolation(
-                    f"commit {new[:12]} is not in {self.path}, so {ref} cannot be put there: part "
-                    "of .git is lost, or this is a shallow clone. Restore .git from a copy; "
-                    "`autoresearch verify` says what is missing"
-                ) from error
+            self.require(new)
             seen = self.resolve(ref)
             if seen == old:
                 raise  # not a mismatch: a full disk, a lock file, a name that git refuses
