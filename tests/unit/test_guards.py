@@ -15,6 +15,7 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+from workers import GROUPS
 
 ROOT = Path(__file__).parents[2]
 SOURCE = ROOT / "src" / "autoresearch"
@@ -174,6 +175,11 @@ def test_every_test_says_what_it_shows(path: Path) -> None:
     """One line of docstring a test."""
     tests = [node for node in _functions(_parse(path)) if node.name.startswith("test_")]
     assert [node.name for node in tests if not ast.get_docstring(node)] == []
+
+
+def test_files_that_share_a_worker_exist() -> None:
+    """Who renames a file of tests renames it in the list too."""
+    assert [path for path in GROUPS if not (ROOT / path).is_file()] == []
 
 
 def test_every_marker_is_used() -> None:
