@@ -86,15 +86,6 @@ class FakeRun:
         raise SubmittedError
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Toy matrices are slower on many threads."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @cache
 def compiled() -> CodeType:
     """train.py as bytecode."""
@@ -122,7 +113,6 @@ def collector_restored() -> Iterator[None]:
         yield
     finally:
         gc.enable()
-        gc.unfreeze()
 
 
 def run_main(train: ModuleType, run: FakeRun) -> FakeRun:
