@@ -89,7 +89,7 @@ MUTANTS = (
         file="system/procs.py",
         old="for process in [root, *root.children(recursive=True)]:",
         new="for process in [root]:",
-        tests=("tests/unit/test_procs.py",),
+        tests=("tests/e2e/test_procs.py",),
     ),
     Mutant(
         invariant=4,

@@ -4,11 +4,14 @@ hypothesis.
 
 from __future__ import annotations
 
+import gc
 import itertools
 import os
 import shutil
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import settings
@@ -37,12 +40,46 @@ if has_room_in_memory():
     os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(MEMORY))
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Ours, which knows what is better done once."""
+    from workers import Sharing
+
+    return Sharing(config, log)
+
+
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     """Free the memory that the folders of tests took, unless somebody may want to look at them."""
     is_worker = hasattr(session.config, "workerinput")
     made = session.config._tmp_path_factory._basetemp  # type: ignore[attr-defined]
     if made is not None and made.is_relative_to(MEMORY) and not is_worker and not exitstatus:
         shutil.rmtree(made, ignore_errors=True)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Iterator[None]:
+    """Keep imports out of garbage collections: torch has a million objects and leaves none."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
+        gc.set_threshold(20_000)  # hypothesis makes much garbage, all of it small
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> None:
+    """Toy tensors are slower on many threads, and the other cores have workers of their own."""
+    if torch := sys.modules.get("torch"):
+        torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _lasting() -> None:
+    """What is left of earlier modules is in use: one collection says so, no other looks again."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

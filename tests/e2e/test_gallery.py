@@ -16,7 +16,6 @@ from autoresearch.system.sandbox import probe_levels
 
 HAS_WALLS = any(works for level, works, _ in probe_levels() if level != "none")
 ALL = os.environ.get("GALLERY") == "all"
-pytestmark = [] if ALL else [pytest.mark.xdist_group("gallery")]  # one scorer of each kind for few
 
 
 def chosen(kind: str) -> list[Case]:

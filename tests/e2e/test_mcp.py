@@ -30,10 +30,7 @@ from autoresearch.views.text import clean
 from autoresearch.workspace import Workspace
 
 mcp = pytest.importorskip("mcp")
-pytestmark = [  # real runs: the first trial calibrates, so all go to one worker
-    pytest.mark.timeout(300),
-    pytest.mark.xdist_group("mcp"),
-]
+pytestmark = pytest.mark.timeout(300)  # real runs: the first trial calibrates
 SOURCE = str(Path(workspaces.__file__).parents[1])
 TOKEN = "loopback"
 CHANGES = {

@@ -90,3 +90,17 @@ def test_documents_in_compiled_blocks_are_those_of_plain_torch(attention: str) -
     off = [(other - wanted).norm() / wanted.norm() for other in found.values()]
     assert off[2] < 0.05
     assert off[1] > 5 * off[2]
+
+
+def test_an_edited_operator_is_the_one_that_runs() -> None:
+    """Another activation in the MLP stays, and what nobody edited is fast."""
+    train = load()
+    source = TRAIN.read_text(encoding="utf-8")
+    old, new = "F.relu(F.linear(x, fc)).square()", "F.gelu(F.linear(x, fc))"
+    assert source.count(old) == 1
+    exec(compile(source.replace(old, new), str(TRAIN), "exec"), vars(train))
+    given = {"vocab_size": VOCAB, "context": CONTEXT, "bos": 0}
+    operators = train.build_model(SimpleNamespace(device=DEVICE, **given)).operators
+    assert operators.mlp is train.relu2_mlp
+    assert operators.names["mlp"] == "torch (edited)"
+    assert operators.names["residual"] == operators.names["loss"] == "triton"

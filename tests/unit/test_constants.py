@@ -90,6 +90,21 @@ def test_bad_sources_are_named(line: str, words: str) -> None:
         parse_constants(line + "\n")
 
 
+@pytest.mark.parametrize(
+    "source",
+    [
+        "A = 1; b = '#'  # x [0, 5]\n",
+        "A = 1; b = (  # x [0, 5]\n2)\n",
+        "A = (\n1  # x [0, 5]\n)  # y [0, 9]\n",
+        "b = '\u20ac'; A = ( 1 ) # x [0, 5]\r# y",
+    ],
+)
+def test_a_comment_is_that_of_the_line(source: str) -> None:
+    """Where the value ends, whatever else stands there."""
+    found = parse_constants(source)["A"]
+    assert (found.meaning, found.high) == ("x", 5.0)
+
+
 def test_substitute_changes_the_literal_alone() -> None:
     """Comments, layout and all other lines stay; a constant over two lines is replaced whole."""
     values = {"MATRIX_LR": 0.01, "TOTAL_BATCH": 64, "PATTERN": "L", "BETAS": (0.9, 0.99)}
@@ -147,7 +162,8 @@ def test_substituted_values_come_back(
         return  # a lone surrogate is in no file
     found = parse_constants(changed)
     assert {name: found[name].value for name in values} == values
-    back = {name: parse_constants(SOURCE)[name].value for name in values}
+    before = parse_constants(SOURCE)
+    back = {name: before[name].value for name in values}
     assert substitute(changed, back) == SOURCE
 
 

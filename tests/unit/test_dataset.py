@@ -32,10 +32,8 @@ def document(number: int) -> str:
     return f"document {number}: {words}\n"
 
 
-@pytest.fixture
-def settings(tmp_path: Path) -> DataSettings:
+def write_corpus(folder: Path) -> DataSettings:
     """A corpus of 120 documents, 64 rows to score."""
-    folder = tmp_path / "text"
     folder.mkdir()
     lines = [json.dumps({"text": document(n)}) + "\n" for n in range(120)]
     (folder / "a.jsonl").write_text("".join(lines[:80]))
@@ -51,9 +49,31 @@ def settings(tmp_path: Path) -> DataSettings:
 
 
 @pytest.fixture
+def settings(tmp_path: Path) -> DataSettings:
+    """A corpus that a test may change."""
+    return write_corpus(tmp_path / "text")
+
+
+@pytest.fixture
 def home(tmp_path: Path) -> Path:
     """Where datasets go."""
     return tmp_path / "home"
+
+
+@pytest.fixture(scope="module")
+def shelf(tmp_path_factory: pytest.TempPathFactory) -> tuple[DataSettings, Path]:
+    """A corpus that stays as it is, and a home where it is prepared, once for all tests."""
+    folder = tmp_path_factory.mktemp("shelf")
+    settings = write_corpus(folder / "text")
+    prepare(settings, folder / "home")
+    return settings, folder / "home"
+
+
+@pytest.fixture
+def prepared(shelf: tuple[DataSettings, Path], home: Path) -> DataSettings:
+    """Settings of what is prepared in `home`, a copy that a test may damage."""
+    shutil.copytree(shelf[1], home)
+    return shelf[0]
 
 
 def content(dataset: Dataset) -> dict[str, bytes]:
@@ -93,9 +113,9 @@ def test_prepare_writes_what_it_says(settings: DataSettings, home: Path) -> None
     dataset.verify()
 
 
-def test_splits_hold_different_text(settings: DataSettings, home: Path) -> None:
+def test_splits_hold_different_text(shelf: tuple[DataSettings, Path]) -> None:
     """No two splits have a document in common."""
-    dataset = prepare(settings, home)
+    dataset = open_dataset(*shelf)
     decode = dataset.load_tokenizer().decode
     found = []
     for path in (dataset.train_shards[0], dataset.validation_path, dataset.holdout_path):
@@ -105,20 +125,20 @@ def test_splits_hold_different_text(settings: DataSettings, home: Path) -> None:
     assert sum(map(len, found)) == len(set.union(*found))
 
 
-def test_two_homes_get_the_same_bytes(settings: DataSettings, home: Path) -> None:
+def test_two_homes_get_the_same_bytes(shelf: tuple[DataSettings, Path], home: Path) -> None:
     """Nothing in a dataset depends on when or where it was made."""
-    one, two = prepare(settings, home), prepare(settings, home / "elsewhere")
+    one, two = open_dataset(*shelf), prepare(shelf[0], home)
     assert content(one) == content(two)
     assert one.digest == two.digest
 
 
 def test_second_call_returns_at_once(
-    settings: DataSettings, home: Path, monkeypatch: pytest.MonkeyPatch
+    prepared: DataSettings, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What is prepared is not prepared again, and not even the corpus is read."""
-    first = prepare(settings, home)
+    first = open_dataset(prepared, home)
     monkeypatch.setattr(module, "read_corpus", None)
-    assert prepare(settings, home) == first == open_dataset(settings, home)
+    assert prepare(prepared, home) == first == open_dataset(prepared, home)
 
 
 def test_progress_goes_forward_to_the_end(settings: DataSettings, home: Path) -> None:
@@ -133,22 +153,22 @@ def test_progress_goes_forward_to_the_end(settings: DataSettings, home: Path) ->
         assert steps[-1][0] == steps[-1][1]
 
 
-def test_holdout_is_for_its_owner_only(settings: DataSettings, home: Path) -> None:
+def test_holdout_is_for_its_owner_only(shelf: tuple[DataSettings, Path]) -> None:
     """The holdout lies apart, unreadable for others."""
-    dataset = prepare(settings, home)
+    dataset = open_dataset(*shelf)
     assert dataset.folder not in dataset.holdout_path.parents
     assert stat.S_IMODE(dataset.holdout_path.stat().st_mode) == 0o600
     assert stat.S_IMODE(dataset.holdout_path.parent.stat().st_mode) == 0o700
     assert stat.S_IMODE(dataset.holdout_path.parent.parent.stat().st_mode) == 0o700
 
 
-def test_short_corpus_scores_all_it_has(settings: DataSettings, home: Path) -> None:
+def test_short_corpus_scores_all_it_has(shelf: tuple[DataSettings, Path], home: Path) -> None:
     """Where there are fewer rows than asked for, all are used and the manifest says so."""
-    more = replace(settings, score_tokens=1_000_000)
+    more = replace(shelf[0], score_tokens=1_000_000)
     entry = prepare(more, home).manifest["splits"]["validation"]
     assert entry["is_short"]
     assert 64 < entry["rows"] < entry["wanted_rows"] == 1_000_000 // CONTEXT
-    assert not prepare(settings, home).manifest["splits"]["validation"]["is_short"]
+    assert not open_dataset(*shelf).manifest["splits"]["validation"]["is_short"]
 
 
 def test_copies_of_scored_text_are_left_out(settings: DataSettings, home: Path) -> None:
@@ -226,74 +246,74 @@ def test_not_prepared(settings: DataSettings, home: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["train_00000.bin", "validation.bin", "tokenizer.json"])
-def test_missing_file(settings: DataSettings, home: Path, name: str) -> None:
+def test_missing_file(prepared: DataSettings, home: Path, name: str) -> None:
     """A file that is gone is noticed at opening."""
-    (prepare(settings, home).folder / name).unlink()
+    (open_dataset(prepared, home).folder / name).unlink()
     with pytest.raises(DataError, match=rf"{name} is missing, .*`autoresearch prepare --repair`"):
-        open_dataset(settings, home)
+        open_dataset(prepared, home)
 
 
-def test_truncated_file(settings: DataSettings, home: Path) -> None:
+def test_truncated_file(prepared: DataSettings, home: Path) -> None:
     """A file that became shorter is noticed at opening, with both sizes."""
-    path = prepare(settings, home).train_shards[0]
+    path = open_dataset(prepared, home).train_shards[0]
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(DataError, match=r"has 100 bytes, the manifest says \d+; run .*--repair"):
-        prepare(settings, home)
+        prepare(prepared, home)
 
 
-def test_missing_holdout(settings: DataSettings, home: Path) -> None:
+def test_missing_holdout(prepared: DataSettings, home: Path) -> None:
     """The holdout is part of the dataset."""
-    prepare(settings, home).holdout_path.unlink()
+    open_dataset(prepared, home).holdout_path.unlink()
     with pytest.raises(DataError, match=r"holdout\.bin is missing"):
-        open_dataset(settings, home)
+        open_dataset(prepared, home)
 
 
-def test_altered_file(settings: DataSettings, home: Path) -> None:
+def test_altered_file(prepared: DataSettings, home: Path) -> None:
     """A changed byte is noticed by verify, with both hashes."""
-    dataset = prepare(settings, home)
+    dataset = open_dataset(prepared, home)
     data = bytearray(dataset.validation_path.read_bytes())
     data[5] ^= 1
     dataset.validation_path.write_bytes(data)
     with pytest.raises(
         DataError, match=r"validation\.bin has sha256 .*, the manifest says .*repair"
     ):
-        open_dataset(settings, home).verify()
+        open_dataset(prepared, home).verify()
 
 
 @pytest.mark.parametrize(
     ("old", "new"), [("{", ""), ('"digest"', '"other"'), ('"bos": 276', '"bos": 275')]
 )
-def test_damaged_manifest(settings: DataSettings, home: Path, old: str, new: str) -> None:
+def test_damaged_manifest(prepared: DataSettings, home: Path, old: str, new: str) -> None:
     """A manifest that cannot be read, or was altered, is an error with the repairing command."""
-    path = prepare(settings, home).folder / "manifest.json"
+    path = open_dataset(prepared, home).folder / "manifest.json"
     path.write_text(path.read_text().replace(old, new, 1))
     with pytest.raises(
         DataError, match=r"manifest\.json (is missing or damaged|was altered).*repair"
     ):
-        open_dataset(settings, home)
+        open_dataset(prepared, home)
 
 
 @pytest.mark.parametrize("name", ["train_00000.bin", "manifest.json", "tokenizer.json"])
-def test_repair_gives_the_same_bytes_again(settings: DataSettings, home: Path, name: str) -> None:
+def test_repair_gives_the_same_bytes_again(prepared: DataSettings, home: Path, name: str) -> None:
     """Whatever is damaged, repair makes the dataset as it was; what is whole it leaves alone."""
-    dataset = prepare(settings, home)
+    dataset = open_dataset(prepared, home)
     before = content(dataset)
     (dataset.folder / name).write_bytes(b"damaged")
-    assert content(prepare(settings, home, repair=True)) == before
+    assert content(prepare(prepared, home, repair=True)) == before
     inode = dataset.folder.stat().st_ino
-    prepare(settings, home, repair=True)
+    prepare(prepared, home, repair=True)
     assert dataset.folder.stat().st_ino == inode
     assert not temporary(home)
 
 
 def test_repair_keeps_a_good_tokenizer(
-    settings: DataSettings, home: Path, monkeypatch: pytest.MonkeyPatch
+    prepared: DataSettings, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The tokenizer is not learnt again where it is as the manifest says."""
-    dataset = prepare(settings, home)
+    dataset = open_dataset(prepared, home)
     dataset.validation_path.unlink()
     monkeypatch.setattr(module, "train_tokenizer", None)
-    prepare(settings, home, repair=True).verify()
+    prepare(prepared, home, repair=True).verify()
 
 
 def test_changed_text_is_noticed(settings: DataSettings, home: Path) -> None:
@@ -382,7 +402,7 @@ def test_too_little_text_for_a_row(settings: DataSettings, home: Path) -> None:
 def test_too_little_text_to_train(settings: DataSettings, home: Path) -> None:
     """Training text that fills no row is an error as well."""
     for name, first in (("val", 100), ("holdout", 400)):
-        lines = [json.dumps({"text": document(n)}) + "\n" for n in range(first, first + 300)]
+        lines = [json.dumps({"text": document(n)}) + "\n" for n in range(first, first + 150)]
         (Path(settings.path) / f"{name}.jsonl").write_text("".join(lines))
     (Path(settings.path) / "b.jsonl").unlink()
     (Path(settings.path) / "a.jsonl").write_text(json.dumps({"text": document(1)}) + "\n")
@@ -416,9 +436,9 @@ def test_copies_are_remembered_for_a_while(
     assert prepare(settings, home).manifest["splits"]["train"]["documents"] > 120
 
 
-def test_encode_and_decode(settings: DataSettings, home: Path) -> None:
+def test_encode_and_decode(shelf: tuple[DataSettings, Path]) -> None:
     """A dataset turns text into tokens and back, for sampling."""
-    dataset = prepare(settings, home)
+    dataset = open_dataset(*shelf)
     tokenizer = dataset.load_tokenizer()
     tokens = tokenizer.encode("word5 and ü")
     assert tokenizer.decode([dataset.bos, *tokens]) == "word5 and ü"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from typing import Any
 
-from askers import MemoryLedger, make_llm
+from askers import MemoryLedger
 
 from autoresearch.search.history import History, RefusedProposal
 from autoresearch.search.researchers import Exhausted
@@ -34,7 +34,7 @@ class Broke:
 def test_the_share_decides_who_proposes() -> None:
     """None, all, and about a third of the turns."""
     for share, least, most in ((0.0, 0, 0), (1.0, 60, 60), (0.3, 8, 30)):
-        researcher = HybridResearcher(make_llm(), share=share, seed=1)
+        researcher = HybridResearcher(Broke(), share=share, seed=1)  # type: ignore[arg-type]
         count = sum(
             researcher._is_models_turn(History(refusals=(_refusal(),) * turn)) for turn in range(60)
         )

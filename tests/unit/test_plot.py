@@ -47,7 +47,7 @@ def _many(history: History, count: int, seed: int = 0) -> History:
     return dataclasses.replace(history, trials=tuple(trials))
 
 
-@pytest.mark.parametrize("count", [1, 120])
+@pytest.mark.parametrize("count", [1, 90])
 def test_draws_histories_of_all_sizes(history: History, noise: Noise, count: int) -> None:
     """A PNG of the promised size, whatever the number of trials."""
     page = progress_png(_many(history, count), noise)
@@ -56,21 +56,20 @@ def test_draws_histories_of_all_sizes(history: History, noise: Noise, count: int
 
 
 def test_draws_all_verdicts_and_odd_text(history: History, noise: Noise) -> None:
-    """Formulas, characters without a glyph and control characters in a description draw."""
+    """Formulas, characters without a glyph and control characters in a description draw; equal
+    histories give equal bytes.
+    """
     first = dataclasses.replace(history.trials[0], description="$\\frac{x$ \u4e00 \x1b[31m & <b>")
-    page = progress_png(dataclasses.replace(history, trials=(first, *history.trials[1:])), noise)
+    odd = dataclasses.replace(history, trials=(first, *history.trials[1:]))
+    page = progress_png(odd, noise)
     assert page.startswith(b"\x89PNG")
+    assert page == progress_png(odd, noise)
 
 
 def test_draws_an_empty_ledger() -> None:
     """No baseline, no trials: an empty picture, no error."""
     page = progress_png(History(), Noise(sigma_bpb=0.0, degrees_of_freedom=0))
     assert page.startswith(b"\x89PNG")
-
-
-def test_is_the_same_for_the_same_history(history: History, noise: Noise) -> None:
-    """Equal histories give equal bytes."""
-    assert progress_png(history, noise) == progress_png(history, noise)
 
 
 def test_the_line_is_at_the_score_that_the_title_names(
@@ -114,11 +113,11 @@ def test_labels_words_for_the_biggest_gains_only(history: History) -> None:
             trial_id=number,
             decision=Decision(verdict=Verdict.KEEP, reason="", gain_bpb=number / 100),
         )
-        for number in range(1, 101)
+        for number in range(1, 51)
     ]
     worded = [int(text[1:].split()[0]) for text in _labels(history, kept) if " " in text]
     assert worded
-    assert all(number > 84 for number in worded)
+    assert all(number > 34 for number in worded)
 
 
 points = st.lists(

@@ -12,12 +12,11 @@ from __future__ import annotations
 
 import ast
 import hashlib
-import io
 import math
 import re
 import tokenize
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -70,14 +69,8 @@ def parse_constants(source: str) -> dict[str, Constant]:
     Raises:
         UserError: the source does not parse, or a range in a comment makes no sense.
     """
-    comments = _read_comments(source)
-    constants: dict[str, Constant] = {}
-    for name, node in _read_assignments(source).items():
-        value = _evaluate(node)
-        if value is not None:
-            end = node.end_lineno or node.lineno
-            constants[name] = _constant(name, value, node.lineno, comments.get(end, ""))
-    return constants
+    nodes = _read_assignments(source)
+    return _read_constants(nodes, _split_lines(source))
 
 
 def substitute(source: str, values: Mapping[str, Any]) -> str:
@@ -86,15 +79,15 @@ def substitute(source: str, values: Mapping[str, Any]) -> str:
     Raises:
         UserError: an unknown name (the message lists the valid ones), or a value of another type.
     """
-    constants = parse_constants(source)
+    nodes = _read_assignments(source)
+    lines = _split_lines(source)
+    constants = _read_constants(nodes, lines)
     unknown = sorted(set(values) - set(constants))
     if unknown:
         raise UserError(
             f"train.py has no constant {', '.join(unknown)}; "
             f"it has {', '.join(constants) or 'none'}"
         )
-    lines = _split_lines(source)
-    nodes = _read_assignments(source)
     for name in sorted(values, key=lambda name: -constants[name].line):
         node = nodes[name]
         literal = _literal(name, values[name], constants[name].value).encode()
@@ -154,6 +147,18 @@ def _read_assignments(source: str) -> dict[str, ast.expr]:
         raise UserError(f"train.py is nested too deeply to be read: {error}") from error
 
 
+def _read_constants(nodes: Mapping[str, ast.expr], lines: Sequence[bytes]) -> dict[str, Constant]:
+    """Those of the assignments that have a literal on the right, with what comments say of them."""
+    constants: dict[str, Constant] = {}
+    for name, node in nodes.items():
+        value = _evaluate(node)
+        if value is not None:
+            last = lines[(node.end_lineno or node.lineno) - 1]
+            comment = _find_comment(last[node.end_col_offset :].decode())
+            constants[name] = _constant(name, value, node.lineno, comment)
+    return constants
+
+
 def _assignments(tree: ast.Module) -> Iterator[tuple[str, ast.expr]]:
     """Names in capitals that are bound once outside functions, each with its right side."""
     times = Counter(_bound_names(tree))
@@ -196,13 +201,20 @@ def _evaluate(node: ast.expr, depth: int = 0) -> Any:
     return left**right if right >= 0 and left.bit_length() * right <= _MAX_BITS else None
 
 
-def _read_comments(source: str) -> dict[int, str]:
-    """The text of the comment on each line that has one."""
-    try:
-        tokens = list(tokenize.generate_tokens(io.StringIO(source).readline))
-    except (tokenize.TokenError, SyntaxError) as error:
-        raise UserError(f"train.py does not parse: {error}") from error
-    return {t.start[0]: t.string.lstrip("#").strip() for t in tokens if t.type == tokenize.COMMENT}
+def _find_comment(tail: str) -> str:
+    """The text of the comment in what follows a value on its line.
+
+    Tokens are asked for only behind a semicolon: those of a whole file take longer than its tree.
+    """
+    rest = tail.lstrip(" \t\f)")
+    if rest.startswith(";"):
+        try:
+            for token in tokenize.generate_tokens(iter([rest]).__next__):
+                if token.type == tokenize.COMMENT:
+                    rest = token.string
+        except (tokenize.TokenError, SyntaxError):
+            pass  # a statement that goes on in the next line
+    return rest.lstrip("#").strip() if rest.startswith("#") else ""
 
 
 def _constant(name: str, value: Any, line: int, comment: str) -> Constant:
@@ -317,6 +329,9 @@ def _names_seed(node: ast.AST) -> bool:
 class _DropSeeds(ast.NodeTransformer):
     """Replaces every seed by one and the same thing."""
 
+    def __init__(self) -> None:
+        self._is_searched = False  # whether we are inside arithmetic that names no seed
+
     def visit_Call(self, node: ast.Call) -> ast.AST:
         """A seeding call loses its arguments; a keyword `seed=` loses its value."""
         if _names_seed(node.func):
@@ -338,9 +353,15 @@ class _DropSeeds(ast.NodeTransformer):
 
     def visit_BinOp(self, node: ast.BinOp) -> ast.AST:
         """Arithmetic on a seed is a seed."""
+        if self._is_searched:
+            return self.generic_visit(node)
         if any(_names_seed(part) for part in ast.walk(node)):
             return ast.Constant(value=0)
-        return self.generic_visit(node)
+        self._is_searched = True
+        try:
+            return self.generic_visit(node)
+        finally:
+            self._is_searched = False
 
     def visit_Attribute(self, node: ast.Attribute) -> ast.AST:
         """`run.seed` alone is a seed like any arithmetic on it."""
