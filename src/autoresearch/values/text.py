@@ -12,6 +12,7 @@ from typing import Any
 
 MOST_CHARACTERS = 300
 MOST_VALUES = 32
+_MOST_FIGURE = 1e15  # more than anybody counts; sums of such figures stay finite
 _SECRET_NAME = re.compile(r"KEY|TOKEN|SECRET|PASSWORD|CREDENTIAL", re.IGNORECASE)
 _SECRET_SHAPE = re.compile(  # with a digit in it, or a long name in a program would do
     r"\b(?:sk|rk|pk)-(?=[\w-]*\d)[\w-]{16,}"
@@ -46,6 +47,18 @@ def plain_values(values: Any) -> dict[str, float | int | str | bool]:
         if isinstance(value, bool | int | float | str):
             kept[one_line(str(name), 40)] = value
     return kept
+
+
+def figure(value: Any) -> float | None:
+    """`value` where it is a finite number, at least 0, that a bill can hold; else None."""
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return value if is_number and 0 <= value <= _MOST_FIGURE else None  # NaN is in no range
+
+
+def whole(value: Any) -> int | None:
+    """`value` where it is a `figure` without a fraction; else None."""
+    known = figure(value)
+    return None if known is None or known != int(known) else int(known)
 
 
 def fence(text: str, label: str, most: int = 4000) -> str:

@@ -196,7 +196,7 @@ class AgentResearcher:
         """Write down what the visit used, where the agent says so."""
         answer = self._client.read(output)
         usage = answer.usage
-        if usage is not None:
+        if usage is not None and usage.is_sound:
             caps = self._desk.config.spending
             usd = self._price(usage) if usage.usd is None else usage.usd
             if usd is not None or not (caps.session_usd or caps.proposal_usd):

@@ -102,14 +102,8 @@ class LlmResearcher:
 
     def _settle(self, answer: Any, model: str, meter: _Meter) -> str:
         """Write down what was used; the text of the answer."""
-        counted = getattr(answer, "usage", None)
-        if counted is not None and meter.call_id:
-            details = getattr(counted, "prompt_tokens_details", None)
-            usage = Usage(
-                input_tokens=counted.prompt_tokens or 0,
-                cached_tokens=getattr(details, "cached_tokens", 0) or 0,
-                output_tokens=counted.completion_tokens or 0,
-            )
+        usage = _read_usage(getattr(answer, "usage", None))
+        if usage is not None and meter.call_id:
             self._purse.close(meter.call_id, usage, self._price(model, usage))
         choices = getattr(answer, "choices", None)
         if not choices:
@@ -187,6 +181,17 @@ class _Meter:
     def _answered(self, response: Any) -> None:
         if response.status_code >= 400:
             self._turn_down()
+
+
+def _read_usage(counted: Any) -> Usage | None:
+    """What the provider counted, if those are figures that can be."""
+    details = getattr(counted, "prompt_tokens_details", None)
+    usage = Usage(
+        input_tokens=getattr(counted, "prompt_tokens", None),  # type: ignore[arg-type]
+        cached_tokens=getattr(details, "cached_tokens", None) or 0,
+        output_tokens=getattr(counted, "completion_tokens", None),  # type: ignore[arg-type]
+    )
+    return usage if usage.is_sound else None
 
 
 def read_models(text: str) -> Sequence[tuple[str, float]]:
