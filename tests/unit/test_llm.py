@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
 from askers import HashedLlm, make_desk
 
 from autoresearch.search.history import History
-from autoresearch.search.researchers import Unusable
+from autoresearch.search.researchers import Exhausted, Unusable, ask
 from autoresearch.search.researchers.llm import LlmResearcher, read_models
+from autoresearch.search.spending import add_up
 from autoresearch.values.errors import UserError
 
 SOURCE = "RATE = 0.02  # step size [0.001, 1.0] log\n"
@@ -70,3 +76,128 @@ def test_an_answer_with_a_key_is_refused() -> None:
         Leaky(make_desk()).propose(History(), "base", SOURCE)
     assert caught.value.kind == "secret"
     assert "sk-a-stub-key" not in caught.value.edit
+
+
+@contextmanager
+def serve(body: bytes, status: int = 200, **headers: str) -> Iterator[str]:
+    """A server that gives every request the same answer; its address."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["content-length"]))
+            self.send_response(status)
+            for name, value in {"content-length": str(len(body)), **headers}.items():
+                self.send_header(name.replace("_", "-"), value)
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: Any) -> None:
+            """Say nothing."""
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}/v1"
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+def ask_server(url: str, **llm: Any) -> tuple[Unusable, Any]:
+    """How a request to a server was refused, and what it is billed for."""
+    settings = {"base_url": url, "models": "m", "retries": 0, "timeout_s": 20.0, **llm}
+    desk = make_desk(llm=settings, spending={"input_usd": 3.0, "output_usd": 15.0,
+                                             "session_usd": 0.0, "proposal_usd": 0.0})  # fmt: skip
+    with pytest.raises(Unusable) as caught:
+        ask(LlmResearcher(desk), History(), SOURCE)
+    return caught.value, add_up(desk.ledger.history().calls)
+
+
+def answer(**changes: Any) -> bytes:
+    """A chat completion with some parts replaced."""
+    choice = {"finish_reason": "stop", "message": {"role": "assistant", "content": "hi"}}
+    usage = {"prompt_tokens": 10, "completion_tokens": 5}
+    return json.dumps({"choices": [choice], "usage": usage, **changes}).encode()
+
+
+def message(**parts: Any) -> bytes:
+    """A chat completion with a message of these parts."""
+    return answer(choices=[{"finish_reason": "stop", "message": parts}])
+
+
+@pytest.mark.parametrize(
+    ("body", "kind", "words"),
+    [
+        (b"[" * 200_000, "unreachable", "cannot be read"),
+        (b'{"a":' * 100_000 + b"1" + b"}" * 100_000, "unreachable", "cannot be read"),
+        (b'{"choices": [', "unreachable", "cannot be read"),
+        (b"7", "unreachable", "no JSON object"),
+        (answer(choices="abc"), "empty", "no choice"),
+        (answer(choices={"a": 1}), "empty", "no choice"),
+        (answer(choices=[None]), "empty", "no choice"),
+        (answer(choices=[{}]), "empty", "no choice"),
+        (answer(choices=[{"message": "hi"}]), "empty", "no choice"),
+        (message(content=5), "empty", "no text"),
+        (message(content=[{"text": 5}]), "empty", "no text"),
+        (message(content=[{"type": "text", "text": "just"}, "odd"]), "no_edit", "0 ```python"),
+        (message(refusal=5), "refusal", "declined: 5"),
+    ],
+)
+def test_an_answer_of_any_shape_is_told_in_words(body: bytes, kind: str, words: str) -> None:
+    """No answer of a server ends the loop."""
+    pytest.importorskip("openai")
+    with serve(body) as url:
+        failure, bill = ask_server(url)
+    assert failure.kind == kind
+    assert words in str(failure)
+    assert bill.num_calls == 1
+
+
+@pytest.mark.parametrize(
+    "usage",
+    [
+        [1],
+        {},
+        {"prompt_tokens": "abc", "completion_tokens": 1},
+        {"prompt_tokens": -1000, "completion_tokens": -1000},
+        {"prompt_tokens": 10**400, "completion_tokens": 1},
+        {"prompt_tokens": float("nan"), "completion_tokens": 1},
+        {"prompt_tokens": 1, "completion_tokens": 1, "prompt_tokens_details": {"cached_tokens": 9}},
+    ],
+)
+def test_a_count_that_cannot_be_leaves_the_request_at_its_reservation(usage: Any) -> None:
+    """The answer counts all the same."""
+    pytest.importorskip("openai")
+    with serve(answer(usage=usage)) as url:
+        failure, bill = ask_server(url)
+    assert failure.kind == "no_edit"
+    assert bill.num_unsettled == 1
+    assert bill.usd > 0
+
+
+class Failing(HashedLlm):
+    """Its error is one that nobody foresaw."""
+
+    error: BaseException
+
+    def _ask(self, model: str, prompt: str, turn: int) -> str:
+        raise self.error
+
+
+def test_an_error_that_nobody_foresaw_is_a_refusal() -> None:
+    """Where a model is asked, without its key; what is for a person still ends the session."""
+    researcher = Failing(make_desk())
+    researcher.error = MemoryError("no room for sk-a-stub-key")
+    with pytest.raises(Unusable, match=r"failed: MemoryError: no room for \[redacted\]") as caught:
+        ask(researcher, History(), SOURCE)
+    assert caught.value.kind == "broken"
+    for error in (UserError("x"), Exhausted("x"), KeyboardInterrupt()):
+        researcher.error = error
+        with pytest.raises(type(error)):
+            ask(researcher, History(), SOURCE)
+    del researcher.secrets  # as one that asks nobody
+    researcher.error = MemoryError()
+    with pytest.raises(MemoryError):
+        ask(researcher, History(), SOURCE)

@@ -74,7 +74,7 @@ class AgentResearcher:
         self._client = custom_client(command) if command else CLIENTS[self._settings.client]
         self._model = self._settings.model or ("command" if command else self._settings.client)
         self._purse = Purse(desk.ledger, desk.config.spending)
-        self._secrets = secrets_of(desk.environment)
+        self.secrets = secrets_of(desk.environment)
         self._require_program()
         if not command and self._settings.client != "claude":
             self._require_price()
@@ -216,8 +216,8 @@ class AgentResearcher:
         if edited == source:
             denied = [name.removeprefix(f"{visit.folder}/") for name in answer.denied]
             raise self._nothing_done(answer, [*outside, *denied])
-        clean = redact(edited, self._secrets)
-        words = redact(describe_reply(answer.text), self._secrets)
+        clean = redact(edited, self.secrets)
+        words = redact(describe_reply(answer.text), self.secrets)
         proposal = Proposal(
             source=clean,
             description=words or f"an edit by {one_line(self._model, 60)}",
@@ -231,7 +231,7 @@ class AgentResearcher:
         return proposal
 
     def _nothing_done(self, answer: Answer, outside: list[str]) -> Unusable:
-        said = redact(one_line(answer.trouble or answer.text), self._secrets)
+        said = redact(one_line(answer.trouble or answer.text), self.secrets)
         if outside:
             names = one_line(", ".join(outside[:_MOST_NAMES]), 200)
             reason = f"only train.py may be edited; it is unchanged, dropped were: {names}"

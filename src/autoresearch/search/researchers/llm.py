@@ -3,11 +3,13 @@
 The model sees the briefing and train.py and answers with an edit (search.edits), which is applied
 to the letter. Which of several models is asked is drawn from the seed and the turn. Every request,
 each retry on 429, 5xx or a cut connection included, is written down before it is sent. The key is
-read from the environment and held in memory only.
+read from the environment and held in memory only. An answer may hold anything: each part is looked
+at before it is used, and what is not as it should be is told in words.
 """
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -21,6 +23,7 @@ from autoresearch.values.errors import AutoresearchError, UserError
 from autoresearch.values.records import Proposal
 from autoresearch.values.text import fence, one_line, redact, secrets_of
 
+_UNREADABLE = (ValueError, RecursionError, TypeError, AttributeError, OverflowError)
 MOST_EDIT = 8000  # characters of a refused answer that the ledger keeps
 
 
@@ -31,6 +34,7 @@ class LlmResearcher:
         self.name = name
         self.extra = ""  # a section that a hybrid adds to the briefing
         self._desk = desk
+        self.secrets = secrets_of(desk.environment)
         self._seed = seed
         self._settings = desk.config.llm
         self._purse = Purse(desk.ledger, desk.config.spending)
@@ -46,8 +50,7 @@ class LlmResearcher:
         briefing = write_briefing(self._desk, history, champion_source, self.extra)
         program = fence(champion_source, "train.py of the champion", len(champion_source))
         reply = self._ask(model, f"{briefing}\n\n{program}\n\n{FORMAT}", turn_of(history))
-        secrets = secrets_of(self._desk.environment)
-        kept = redact(reply, secrets)
+        kept = redact(reply, self.secrets)
         if kept != reply:
             reason = "the answer holds what looks like a key, which must not get into git"
             raise Unusable("secret", reason, edit=kept[:MOST_EDIT])
@@ -84,7 +87,7 @@ class LlmResearcher:
                     timeout=self._settings.timeout_s,
                     http_client=transport,
                 )
-                answer = client.chat.completions.create(
+                answer = client.chat.completions.with_raw_response.create(
                     model=model,
                     messages=[{"role": "user", "content": prompt}],
                     **{limit: self._settings.max_output_tokens},
@@ -94,27 +97,30 @@ class LlmResearcher:
         except openai.APITimeoutError as error:
             raise Unusable("hang", f"no answer in {self._settings.timeout_s:g} s") from error
         except openai.OpenAIError as error:
-            said = redact(one_line(str(error)), secrets_of(self._desk.environment))
+            said = redact(one_line(str(error)), self.secrets)
             raise Unusable("unreachable", f"{type(error).__name__}: {said}") from error
-        except ValueError as error:  # an answer that is no JSON, such as a cut one
-            raise Unusable("unreachable", f"the answer cannot be read: {error}") from error
-        return self._settle(answer, model, meter)
+        except _UNREADABLE as error:  # out of the package, at headers of a strange server
+            said = redact(one_line(str(error)), self.secrets)
+            raise Unusable("unreachable", f"the answer cannot be read: {said}") from error
+        return self._settle(_read_body(answer.content), model, meter)
 
-    def _settle(self, answer: Any, model: str, meter: _Meter) -> str:
+    def _settle(self, answer: dict[str, Any], model: str, meter: _Meter) -> str:
         """Write down what was used; the text of the answer."""
-        usage = _read_usage(getattr(answer, "usage", None))
+        usage = _read_usage(answer.get("usage"))
         if usage is not None and meter.call_id:
             self._purse.close(meter.call_id, usage, self._price(model, usage))
-        choices = getattr(answer, "choices", None)
-        if not choices:
-            raise Unusable("empty", "the answer holds no choice")
-        message = choices[0].message
-        if getattr(message, "refusal", None):
-            raise Unusable("refusal", f"the model declined: {one_line(message.refusal)}")
-        if choices[0].finish_reason == "length":
+        choices = answer.get("choices")
+        choice = choices[0] if isinstance(choices, list) and choices else None
+        message = choice.get("message") if isinstance(choice, dict) else None
+        if not isinstance(choice, dict) or not isinstance(message, dict):
+            raise Unusable("empty", "the answer holds no choice with a message")
+        if refusal := message.get("refusal"):
+            said = redact(one_line(str(refusal)), self.secrets)
+            raise Unusable("refusal", f"the model declined: {said}")
+        if choice.get("finish_reason") == "length":
             most = self._settings.max_output_tokens
             raise Unusable("cut", f"the answer was cut at llm.max_output_tokens = {most}")
-        return message.content or ""
+        return _read_content(message.get("content"))
 
     def _open(self, model: str, prompt: str, turn: int) -> tuple[int, Callable[[], None]]:
         """Reserve one request; how to close it when the server turned it down."""
@@ -183,15 +189,38 @@ class _Meter:
             self._turn_down()
 
 
+def _read_body(body: bytes) -> dict[str, Any]:
+    """The JSON object that a server sent."""
+    try:
+        answer = json.loads(body)
+    except _UNREADABLE as error:  # cut, or nested too deep
+        reason = f"the answer cannot be read: {one_line(str(error))}"
+        raise Unusable("unreachable", reason) from error
+    if not isinstance(answer, dict):
+        raise Unusable("unreachable", "the answer cannot be read: it is no JSON object")
+    return answer
+
+
 def _read_usage(counted: Any) -> Usage | None:
     """What the provider counted, if those are figures that can be."""
-    details = getattr(counted, "prompt_tokens_details", None)
+    if not isinstance(counted, dict):
+        return None
+    details = counted.get("prompt_tokens_details")
     usage = Usage(
-        input_tokens=getattr(counted, "prompt_tokens", None),  # type: ignore[arg-type]
-        cached_tokens=getattr(details, "cached_tokens", None) or 0,
-        output_tokens=getattr(counted, "completion_tokens", None),  # type: ignore[arg-type]
+        input_tokens=counted.get("prompt_tokens"),  # type: ignore[arg-type]
+        cached_tokens=(details.get("cached_tokens") or 0) if isinstance(details, dict) else 0,
+        output_tokens=counted.get("completion_tokens"),  # type: ignore[arg-type]
     )
     return usage if usage.is_sound else None
+
+
+def _read_content(content: Any) -> str:
+    """The text of a message; some servers send it in parts."""
+    parts = content if isinstance(content, list) else [{"text": content}]
+    texts = [part.get("text") or "" for part in parts if isinstance(part, dict)]
+    if not all(isinstance(text, str) for text in texts):
+        raise Unusable("empty", "the answer's content is no text")
+    return "".join(texts)
 
 
 def read_models(text: str) -> Sequence[tuple[str, float]]:
