@@ -147,6 +147,13 @@ def test_figures_that_cannot_be_are_no_figures(told: str) -> None:
         "tokens": {"input": -1}}}])).usage is None  # fmt: skip
 
 
+@pytest.mark.parametrize("output", ['{"a":' * 100_000, '{"a":\n' * 100_000])
+def test_objects_in_objects_without_end_are_no_answer(output: str) -> None:
+    """On one line or on many."""
+    for read in READERS:
+        assert read(output).usage is None
+
+
 def test_no_client_gets_a_way_round_its_permissions() -> None:
     """No word that skips checks, and no shell where edits are enough."""
     for name, client in CLIENTS.items():

@@ -13,13 +13,17 @@ agent.model or agent.base_url is set.
 from __future__ import annotations
 
 import json
+import re
 import shlex
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 from autoresearch.search.spending import Usage
 from autoresearch.values.text import figure, whole
+
+_MOST_STARTS = 1000  # lines that may begin the object of an output
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,7 +64,7 @@ def _objects(output: str) -> Iterator[dict[str, Any]]:
         if line.lstrip().startswith("{"):
             try:
                 found = json.loads(line)
-            except ValueError:
+            except (ValueError, RecursionError):
                 continue
             if isinstance(found, dict):
                 yield found
@@ -69,12 +73,10 @@ def _objects(output: str) -> Iterator[dict[str, Any]]:
 def _last_object(output: str) -> dict[str, Any]:
     """The JSON object that stands last in the output, over several lines or one."""
     decoder = json.JSONDecoder()
-    starts = [i for i, line in enumerate(output.splitlines()) if line.startswith("{")]
-    lines = output.splitlines()
-    for start in starts:
+    for start in islice(re.finditer(r"^\{", output, re.MULTILINE), _MOST_STARTS):
         try:
-            found, _ = decoder.raw_decode("\n".join(lines[start:]))
-        except ValueError:
+            found, _ = decoder.raw_decode(output, start.start())
+        except (ValueError, RecursionError):
             continue
         if isinstance(found, dict):
             return found
