@@ -104,6 +104,18 @@ def nest(folder: Path) -> None:
     os.close(descriptor)
 
 
+def test_a_variable_that_is_passed_on_is_kept_out_of_git() -> None:
+    """Whatever its name: an agent that writes it down is refused."""
+    desk = make_desk(researcher=COMMAND, agent={"variables": "MYCRED"})
+    outer = {**desk.environment, "MYCRED": "opensesame"}
+    agent = Vandal(dataclasses.replace(desk, environment=outer))
+    agent.deed = lambda folder: (folder / "train.py").write_text("A = 'opensesame'\n")  # type: ignore[method-assign]
+    with pytest.raises(Unusable) as caught:
+        agent.propose(History(), "base", SOURCE)
+    assert caught.value.kind == "secret"
+    assert "opensesame" not in caught.value.edit
+
+
 @pytest.mark.parametrize(
     ("deed", "kind"),
     [

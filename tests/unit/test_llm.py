@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from askers import HashedLlm, make_desk
 
+from autoresearch.search.briefing import write_briefing
 from autoresearch.search.history import History
 from autoresearch.search.researchers import Exhausted, Unusable, ask
 from autoresearch.search.researchers.llm import LlmResearcher, read_models
@@ -76,6 +77,27 @@ def test_an_answer_with_a_key_is_refused() -> None:
         Leaky(make_desk()).propose(History(), "base", SOURCE)
     assert caught.value.kind == "secret"
     assert "sk-a-stub-key" not in caught.value.edit
+
+
+def test_a_key_counts_by_its_setting_whatever_its_name() -> None:
+    """That of llm.key_variable, and what agent.variables pass on; other variables are no keys."""
+    desk = make_desk(llm={"key_variable": "MYCRED"}, agent={"variables": "LOGIN, ABSENT"})
+    outer = {
+        **desk.environment,
+        "MYCRED": "opensesame",
+        "LOGIN": "hocus pocus",
+        "OTHER": "a word!!",
+    }
+    researcher = LlmResearcher(dataclasses.replace(desk, environment=outer))
+    assert set(researcher.secrets) == {"sk-a-stub-key", "opensesame", "hocus pocus"}
+    briefing = write_briefing(
+        dataclasses.replace(desk, environment=outer),
+        History(),
+        "A = 'opensesame'  # [1, 2]\n",
+        "hocus pocus",
+    )
+    assert "opensesame" not in briefing
+    assert "hocus pocus" not in briefing
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from autoresearch.search.history import History
 from autoresearch.values.config import RESEARCHERS, ResearcherSettings
 from autoresearch.values.errors import AutoresearchError, UserError
 from autoresearch.values.records import Proposal
-from autoresearch.values.text import one_line, redact
+from autoresearch.values.text import one_line, redact, secrets_of
 
 if TYPE_CHECKING:
     from autoresearch.search.branch import Branch
@@ -56,6 +56,16 @@ class Desk:
     root: Path  # the workspace, for program.md
     runs_folder: Path  # for what candidates printed
     environment: Mapping[str, str]  # the only place of keys
+
+    @property
+    def passed_variables(self) -> list[str]:
+        """Names of the variables that the owner passes on to an agent."""
+        return list(filter(None, map(str.strip, self.config.agent.variables.split(","))))
+
+    def secrets(self, *names: str) -> tuple[str, ...]:
+        """Values that no model, ledger or commit may repeat: of `names` and all that are keys."""
+        known = (self.config.llm.key_variable, *self.passed_variables)
+        return secrets_of(self.environment, (*known, *names))
 
 
 class Researcher(Protocol):

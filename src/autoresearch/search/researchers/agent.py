@@ -34,7 +34,7 @@ from autoresearch.system.files import remove_tree, sha256_file
 from autoresearch.system.procs import spawn
 from autoresearch.values.errors import UserError
 from autoresearch.values.records import Proposal
-from autoresearch.values.text import one_line, redact, secrets_of
+from autoresearch.values.text import one_line, redact
 
 _OUTPUT_CAP_BYTES = 8 << 20
 _MOST_NAMES = 8
@@ -83,7 +83,7 @@ class AgentResearcher:
         self._client = custom_client(command) if command else CLIENTS[self._settings.client]
         self._model = self._settings.model or ("command" if command else self._settings.client)
         self._purse = Purse(desk.ledger, desk.config.spending)
-        self.secrets = secrets_of(desk.environment)
+        self.secrets = desk.secrets(*self._client.keys)
         self._require_program()
         if not command and self._settings.client != "claude":
             self._require_price()
@@ -192,8 +192,8 @@ class AgentResearcher:
     def _environment(self, places: Mapping[str, str]) -> dict[str, str]:
         """Only what the client needs: a home, where programs are, its keys."""
         ours, client = self._desk.environment, self._client
-        more = [name.strip() for name in self._settings.variables.split(",") if name.strip()]
-        passed = {name: ours[name] for name in (*_PASSED, *client.keys, *more) if name in ours}
+        names = (*_PASSED, *client.keys, *self._desk.passed_variables)
+        passed = {name: ours[name] for name in names if name in ours}
         home = places["home"]
         own = {"HOME": home, "TMPDIR": str(Path(home, "tmp")), "TERM": "dumb", "NO_COLOR": "1"}
         set_by_url = client.url_variables if self._settings.base_url else {}

@@ -21,7 +21,7 @@ from autoresearch.search.researchers import Desk, Unusable
 from autoresearch.search.spending import Purse, Usage, bound_tokens, price_usd, require_package
 from autoresearch.values.errors import AutoresearchError, UserError
 from autoresearch.values.records import Proposal
-from autoresearch.values.text import fence, one_line, redact, secrets_of
+from autoresearch.values.text import fence, one_line, redact
 
 _UNREADABLE = (ValueError, RecursionError, TypeError, AttributeError, OverflowError)
 MOST_EDIT = 8000  # characters of a refused answer that the ledger keeps
@@ -34,7 +34,7 @@ class LlmResearcher:
         self.name = name
         self.extra = ""  # a section that a hybrid adds to the briefing
         self._desk = desk
-        self.secrets = secrets_of(desk.environment)
+        self.secrets = desk.secrets()
         self._seed = seed
         self._settings = desk.config.llm
         self._purse = Purse(desk.ledger, desk.config.spending)
