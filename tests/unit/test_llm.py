@@ -16,6 +16,7 @@ from askers import HashedLlm, make_desk
 from autoresearch.search.briefing import write_briefing
 from autoresearch.search.history import History
 from autoresearch.search.researchers import Exhausted, Unusable, ask
+from autoresearch.search.researchers import llm as llm_module
 from autoresearch.search.researchers.llm import LlmResearcher, read_models
 from autoresearch.search.spending import add_up
 from autoresearch.values.errors import UserError
@@ -197,6 +198,40 @@ def test_a_count_that_cannot_be_leaves_the_request_at_its_reservation(usage: Any
     assert failure.kind == "no_edit"
     assert bill.num_unsettled == 1
     assert bill.usd > 0
+
+
+def test_a_redirect_is_not_followed() -> None:
+    """It is told in words, costs nothing, and the key goes nowhere else."""
+    pytest.importorskip("openai")
+    with serve(b"", 307, location="/else?key=sk-a-stub-key") as url:
+        failure, bill = ask_server(url)
+    assert failure.kind == "unreachable"
+    assert "answers 307, go to /else?key=[redacted], which is not followed; set" in str(failure)
+    assert (bill.num_calls, bill.usd) == (1, 0.0)
+
+
+def test_an_answer_that_goes_on_and_on_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After the time limit for the whole of it, and after so many bytes; errors too."""
+    pytest.importorskip("openai")
+    monkeypatch.setattr(llm_module, "_MOST_BODY_BYTES", 1000)
+    for status in (200, 400):
+        with serve(b" " * 2000 + answer(), status) as url:
+            failure, _ = ask_server(url)
+        assert "the answer has more than 1000 bytes" in str(failure)
+    clock = iter([0.0, 21.0])
+    monkeypatch.setattr(llm_module, "monotonic", lambda: next(clock, 21.0))
+    with serve(answer()) as url:
+        failure, bill = ask_server(url)
+    assert (failure.kind, str(failure)) == ("hang", "no whole answer in 20 s")
+    assert bill.num_unsettled == 1
+
+
+def test_a_packed_answer_is_not_unpacked() -> None:
+    """A few bytes could become gigabytes; we asked for none."""
+    pytest.importorskip("openai")
+    with serve(b"x", content_encoding="gzip") as url:
+        failure, _ = ask_server(url)
+    assert "it is packed (gzip)" in str(failure)
 
 
 class Failing(HashedLlm):

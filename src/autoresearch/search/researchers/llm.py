@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from time import monotonic
 from typing import Any
 
 from autoresearch.search.briefing import turn_of, write_briefing
@@ -24,6 +25,7 @@ from autoresearch.values.records import Proposal
 from autoresearch.values.text import fence, one_line, redact
 
 _UNREADABLE = (ValueError, RecursionError, TypeError, AttributeError, OverflowError)
+_MOST_BODY_BYTES = 16 << 20
 MOST_EDIT = 8000  # characters of a refused answer that the ledger keeps
 
 
@@ -75,16 +77,19 @@ class LlmResearcher:
 
     def _ask(self, model: str, prompt: str, turn: int) -> str:
         """The model's answer; the client tries again by itself where that may help."""
-        meter = _Meter(lambda: self._open(model, prompt, turn))
+        timeout_s = self._settings.timeout_s
+        meter = _Meter(lambda: self._open(model, prompt, turn), timeout_s)
         limit = "max_tokens" if self._settings.base_url else "max_completion_tokens"
         openai = self._openai
         try:
-            with openai.DefaultHttpxClient(event_hooks=meter.hooks) as transport:
+            with openai.DefaultHttpxClient(
+                event_hooks=meter.hooks, follow_redirects=False
+            ) as transport:
                 client = openai.OpenAI(
                     api_key=self._key,
                     base_url=self._settings.base_url or None,
                     max_retries=self._settings.retries,
-                    timeout=self._settings.timeout_s,
+                    timeout=timeout_s,
                     http_client=transport,
                 )
                 answer = client.chat.completions.with_raw_response.create(
@@ -92,10 +97,13 @@ class LlmResearcher:
                     messages=[{"role": "user", "content": prompt}],
                     **{limit: self._settings.max_output_tokens},
                 )
-        except _CapMet as stop:
-            raise stop.reason from None
+        except _Stop as stop:
+            said = redact(str(stop.reason), self.secrets)
+            raise (
+                stop.reason if said == str(stop.reason) else Unusable("unreachable", said)
+            ) from None
         except openai.APITimeoutError as error:
-            raise Unusable("hang", f"no answer in {self._settings.timeout_s:g} s") from error
+            raise Unusable("hang", f"no answer in {timeout_s:g} s") from error
         except openai.OpenAIError as error:
             said = redact(one_line(str(error)), self.secrets)
             raise Unusable("unreachable", f"{type(error).__name__}: {said}") from error
@@ -158,7 +166,7 @@ class LlmResearcher:
             )
 
 
-class _CapMet(BaseException):
+class _Stop(BaseException):
     """Carries a refusal through the openai package, which tries again on every Exception."""
 
     def __init__(self, reason: AutoresearchError) -> None:
@@ -169,24 +177,68 @@ class _CapMet(BaseException):
 class _Meter:
     """Writes each request down before it leaves, and closes those that were answered by an error.
 
-    A request whose answer never came stays open: what the provider counted is not known.
+    A request whose answer never came stays open: what the provider counted is not known. An answer
+    comes as a whole within the time limit, from the address that was asked, or it is given up.
     """
 
-    def __init__(self, opener: Callable[[], tuple[int, Callable[[], None]]]) -> None:
+    def __init__(
+        self, opener: Callable[[], tuple[int, Callable[[], None]]], timeout_s: float
+    ) -> None:
         self._opener = opener
+        self._timeout_s = timeout_s
+        self._deadline = 0.0
         self._turn_down: Callable[[], None] = lambda: None
         self.call_id = 0
         self.hooks = {"request": [self._sending], "response": [self._answered]}
 
-    def _sending(self, _: Any) -> None:
+    def _sending(self, request: Any) -> None:
         try:
             self.call_id, self._turn_down = self._opener()
         except AutoresearchError as reason:
-            raise _CapMet(reason) from None
+            raise _Stop(reason) from None
+        request.headers["Accept-Encoding"] = "identity"  # a small body cannot become a large one
+        self._deadline = monotonic() + self._timeout_s
 
     def _answered(self, response: Any) -> None:
-        if response.status_code >= 400:
+        if response.status_code >= 300:
             self._turn_down()
+        if response.is_redirect:
+            where = one_line(response.headers.get("location", "nowhere"), 200)
+            raise _Stop(Unusable("unreachable", (
+                f"the server answers {response.status_code}, go to {where}, which is not followed; "
+                "set llm.base_url to the address that answers"
+            )))  # fmt: skip
+        encoding = response.headers.get("content-encoding", "identity")
+        if encoding != "identity":
+            reason = f"the answer cannot be read: it is packed ({one_line(encoding, 40)})"
+            raise _Stop(Unusable("unreachable", reason))
+        response.stream = _bound_stream(response.stream, self._check_body)
+
+    def _check_body(self, num_bytes: int) -> None:
+        """Give an answer up that goes on for too long."""
+        if monotonic() > self._deadline:
+            raise _Stop(Unusable("hang", f"no whole answer in {self._timeout_s:g} s"))
+        if num_bytes > _MOST_BODY_BYTES:
+            reason = f"the answer has more than {_MOST_BODY_BYTES} bytes"
+            raise _Stop(Unusable("unreachable", reason))
+
+
+def _bound_stream(stream: Any, check: Callable[[int], None]) -> Any:
+    """`stream`, with `check` told after each part how many bytes have come."""
+    base = require_package("httpx").SyncByteStream
+
+    class Bounded(base):  # type: ignore[misc, valid-type]
+        def __iter__(self) -> Iterator[bytes]:
+            num_bytes = 0
+            for part in stream:
+                num_bytes += len(part)
+                check(num_bytes)
+                yield part
+
+        def close(self) -> None:
+            stream.close()
+
+    return Bounded()
 
 
 def _read_body(body: bytes) -> dict[str, Any]:
