@@ -14,9 +14,9 @@ MOST_CHARACTERS = 300
 MOST_VALUES = 32
 _MOST_FIGURE = 1e15  # more than anybody counts; sums of such figures stay finite
 _SECRET_NAME = re.compile(r"KEY|TOKEN|SECRET|PASSWORD|CREDENTIAL", re.IGNORECASE)
-_SECRET_SHAPE = re.compile(  # with a digit in it, or a long name in a program would do
-    r"\b(?:sk|rk|pk)-(?=[\w-]*\d)[\w-]{16,}"
-    r"|\b(?:hf|gh[pousr]|glpat|xox[abp])[-_](?=[A-Za-z0-9-]*\d)[A-Za-z0-9-]{16,}"
+_SECRET_SHAPE = re.compile(  # with a digit near its front, or a long name would do
+    r"\b(?:sk|rk|pk)-(?=[\w-]{0,200}\d)[\w-]{16,}"
+    r"|\b(?:hf|gh[pousr]|glpat|xox[abp])[-_](?=[A-Za-z0-9-]{0,200}\d)[A-Za-z0-9-]{16,}"
     r"|\bAIza[\w-]{30,}|\bAKIA[A-Z0-9]{16}\b"
     r"|(?i:(?<=bearer ))(?=\S*\d)[A-Za-z0-9._~+/-]{16,}=*"
     r"|(?<=://)[^/\s:@]+:[^/\s@]+(?=@)"
