@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
+import socket
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -224,6 +227,38 @@ def test_an_answer_that_goes_on_and_on_is_given_up(monkeypatch: pytest.MonkeyPat
         failure, bill = ask_server(url)
     assert (failure.kind, str(failure)) == ("hang", "no whole answer in 20 s")
     assert bill.num_unsettled == 1
+
+
+def drip_headers(listener: socket.socket) -> None:
+    """Answer whoever comes with a header that never ends."""
+    with contextlib.suppress(OSError):
+        while True:
+            connection, _ = listener.accept()
+            with contextlib.suppress(OSError), connection:
+                connection.sendall(b"HTTP/1.1 200 OK\r\nx: ")
+                while True:
+                    connection.sendall(b" ")
+                    time.sleep(0.02)
+
+
+@pytest.mark.timeout(30)
+@pytest.mark.parametrize("retries", [0, 2])
+def test_a_header_that_never_ends_is_given_up(
+    monkeypatch: pytest.MonkeyPatch, retries: int
+) -> None:
+    """Every read brings a byte in time, the answer never comes; it is not asked for again."""
+    pytest.importorskip("openai")
+    monkeypatch.setattr(llm_module, "_GRACE_S", 0.1)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=drip_headers, args=(listener,), daemon=True)
+        thread.start()
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}/v1"
+        failure, bill = ask_server(url, timeout_s=0.4, retries=retries)
+        with contextlib.suppress(OSError):  # not everywhere does that wake who listens
+            listener.shutdown(socket.SHUT_RDWR)
+    thread.join(5)
+    assert (failure.kind, str(failure)) == ("hang", "no whole answer in 0.4 s")
+    assert (bill.num_calls, bill.num_unsettled) == (1, 1)
 
 
 def test_a_packed_answer_is_not_unpacked() -> None:

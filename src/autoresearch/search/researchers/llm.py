@@ -9,8 +9,11 @@ at before it is used, and what is not as it should be is told in words.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import random
+import socket
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from time import monotonic
 from typing import Any
@@ -26,6 +29,7 @@ from autoresearch.values.text import fence, one_line, redact
 
 _UNREADABLE = (ValueError, RecursionError, TypeError, AttributeError, OverflowError)
 _MOST_BODY_BYTES = 16 << 20
+_GRACE_S = 1.0
 MOST_EDIT = 8000  # characters of a refused answer that the ledger keeps
 
 
@@ -105,11 +109,15 @@ class LlmResearcher:
         except openai.APITimeoutError as error:
             raise Unusable("hang", f"no answer in {timeout_s:g} s") from error
         except openai.OpenAIError as error:
+            if meter.is_late:
+                raise Unusable("hang", f"no whole answer in {timeout_s:g} s") from error
             said = redact(one_line(str(error)), self.secrets)
             raise Unusable("unreachable", f"{type(error).__name__}: {said}") from error
         except _UNREADABLE as error:  # out of the package, at headers of a strange server
             said = redact(one_line(str(error)), self.secrets)
             raise Unusable("unreachable", f"the answer cannot be read: {said}") from error
+        finally:
+            meter.rest()
         return self._settle(_read_body(answer.content), model, meter)
 
     def _settle(self, answer: dict[str, Any], model: str, meter: _Meter) -> str:
@@ -187,17 +195,47 @@ class _Meter:
         self._opener = opener
         self._timeout_s = timeout_s
         self._deadline = 0.0
+        self._socket: Any = None
+        self._alarm: threading.Timer | None = None
+        self.is_late = False
         self._turn_down: Callable[[], None] = lambda: None
         self.call_id = 0
         self.hooks = {"request": [self._sending], "response": [self._answered]}
 
     def _sending(self, request: Any) -> None:
+        if self.is_late:
+            raise _Stop(Unusable("hang", f"no whole answer in {self._timeout_s:g} s"))
         try:
             self.call_id, self._turn_down = self._opener()
         except AutoresearchError as reason:
             raise _Stop(reason) from None
         request.headers["Accept-Encoding"] = "identity"  # a small body cannot become a large one
+        request.extensions = {**request.extensions, "trace": self._trace}
         self._deadline = monotonic() + self._timeout_s
+        self.rest()
+        self._alarm = threading.Timer(self._timeout_s + _GRACE_S, self._hang_up)
+        self._alarm.daemon = True
+        self._alarm.start()
+
+    def rest(self) -> None:
+        """No request is on its way any more."""
+        if self._alarm:
+            self._alarm.cancel()
+
+    def _trace(self, event: str, facts: dict[str, Any]) -> None:
+        """Remember the connection, which httpx tells only here before an answer has begun."""
+        if event.endswith(("connect_tcp.complete", "start_tls.complete")):
+            self._socket = facts["return_value"].get_extra_info("socket")
+
+    def _hang_up(self) -> None:
+        """In a thread of its own: a server that drips headers never lets a read run into its limit.
+
+        One that is silent does, so that this comes later and leaves it to be asked again.
+        """
+        self.is_late = True
+        if self._socket is not None:
+            with contextlib.suppress(OSError):
+                self._socket.shutdown(socket.SHUT_RDWR)
 
     def _answered(self, response: Any) -> None:
         if response.status_code >= 300:
