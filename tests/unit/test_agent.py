@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,9 @@ import pytest
 from askers import HashedAgent, MemoryLedger, make_desk
 
 from autoresearch.search.history import History
-from autoresearch.search.researchers.agent import AgentResearcher
+from autoresearch.search.researchers import Unusable
+from autoresearch.search.researchers import agent as agent_module
+from autoresearch.search.researchers.agent import AgentResearcher, Visit
 from autoresearch.values.errors import UserError
 
 SOURCE = "RATE = 0.02  # step size [0.001, 1.0] log\n"
@@ -77,3 +81,71 @@ def test_usage_without_a_price_stands_at_its_reservation() -> None:
         (call,) = ledger.history().calls
         assert call.is_settled is is_settled
         assert call.usd == cap
+
+
+class Vandal(HashedAgent):
+    """Its agent does in its folder what a line of code says."""
+
+    deed: Callable[[Path], object]
+
+    def _run(self, visit: Visit, prompt: str, usd: float) -> tuple[str, bool]:
+        self.places = [visit.folder.parent]
+        return str(self.deed(visit.folder)), False
+
+
+def nest(folder: Path) -> None:
+    """1,500 folders in one another."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    for _ in range(1500):
+        os.mkdir("d", dir_fd=descriptor)
+        inner = os.open("d", os.O_RDONLY, dir_fd=descriptor)
+        os.close(descriptor)
+        descriptor = inner
+    os.close(descriptor)
+
+
+def test_a_variable_that_is_passed_on_is_kept_out_of_git() -> None:
+    """Whatever its name: an agent that writes it down is refused."""
+    desk = make_desk(researcher=COMMAND, agent={"variables": "MYCRED"})
+    outer = {**desk.environment, "MYCRED": "opensesame"}
+    agent = Vandal(dataclasses.replace(desk, environment=outer))
+    agent.deed = lambda folder: (folder / "train.py").write_text("A = 'opensesame'\n")  # type: ignore[method-assign]
+    with pytest.raises(Unusable) as caught:
+        agent.propose(History(), "base", SOURCE)
+    assert caught.value.kind == "secret"
+    assert "opensesame" not in caught.value.edit
+
+
+@pytest.mark.parametrize(
+    ("deed", "kind"),
+    [
+        (lambda folder: os.truncate(folder / "train.py", 1 << 40), "too_large"),
+        (lambda folder: [(folder / "big").touch(), os.truncate(folder / "big", 200 << 30)],
+         "outside"),
+        (lambda folder: os.truncate(folder / "program.md", 200 << 30), "outside"),
+        (lambda folder: (folder / "program.md").write_text("THE TASK"), "outside"),
+        (lambda folder: os.mkfifo(folder / "pipe"), "outside"),
+        (nest, "empty"),
+        (lambda _: '{"a":' * 100_000, "empty"),
+        (lambda _: '{"total_cost_usd": 1' + "0" * 400 + "}", "empty"),
+    ],
+)  # fmt: skip
+def test_what_an_agent_leaves_never_ends_the_session(
+    deed: Callable[[Path], object], kind: str
+) -> None:
+    """Files larger than the disk, folders without end, figures without end; its folder goes."""
+    agent = Vandal(make_desk(researcher=COMMAND))
+    agent.deed = deed  # type: ignore[method-assign]
+    with pytest.raises(Unusable) as caught:
+        agent.propose(History(), "base", SOURCE)
+    assert caught.value.kind == kind
+    assert not agent.places[0].exists()
+
+
+def test_an_agent_that_leaves_too_many_files_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are not looked at one by one."""
+    monkeypatch.setattr(agent_module, "_MOST_FILES", 20)
+    agent = Vandal(make_desk(researcher=COMMAND))
+    agent.deed = lambda folder: [(folder / f"f{i}").touch() for i in range(30)]  # type: ignore[method-assign]
+    with pytest.raises(Unusable, match="left more than 20 files"):
+        agent.propose(History(), "base", SOURCE)

@@ -123,6 +123,37 @@ def test_no_output_upsets_a_reader(text: str, body: object) -> None:
             assert isinstance(read(output), Answer)
 
 
+@pytest.mark.parametrize(
+    "told",
+    [
+        '{"total_cost_usd": NaN}',
+        '{"total_cost_usd": -100.0, "usage": {"input_tokens": 1}}',
+        '{"total_cost_usd": 1' + "0" * 400 + "}",
+        '{"total_cost_usd": "1"}',
+        '{"usage": {"input_tokens": -1, "output_tokens": 5}}',
+        '{"usage": {"input_tokens": 1.5}}',
+        '{"usage": [1]}',
+        '{"usage": {}}',
+    ],
+)
+def test_figures_that_cannot_be_are_no_figures(told: str) -> None:
+    """A visit that tells them stands at its reservation, whatever else it tells."""
+    assert read_json_lines(told).usage is None
+    result = {**json.loads(told), "type": "result"}
+    assert read_claude(json.dumps(result)).usage is None
+    turn = {**json.loads(told), "type": "turn.completed"}
+    assert read_codex(lines([*CODEX, turn])).usage is None
+    assert read_opencode(lines([*OPENCODE, {"type": "step_finish", "part": {
+        "tokens": {"input": -1}}}])).usage is None  # fmt: skip
+
+
+@pytest.mark.parametrize("output", ['{"a":' * 100_000, '{"a":\n' * 100_000])
+def test_objects_in_objects_without_end_are_no_answer(output: str) -> None:
+    """On one line or on many."""
+    for read in READERS:
+        assert read(output).usage is None
+
+
 def test_no_client_gets_a_way_round_its_permissions() -> None:
     """No word that skips checks, and no shell where edits are enough."""
     for name, client in CLIENTS.items():

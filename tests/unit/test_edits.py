@@ -68,6 +68,26 @@ def test_a_text_that_stands_twice_is_not_replaced() -> None:
         parse_reply(block("x = 1\n", "x = 2\n"), "x = 1\ny = 0\nx = 1\n")
 
 
+@pytest.mark.timeout(10)
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [("<<<<<<< SEARCH\n", "not closed"), ("```python\n", "has 0 ```python fences"),
+     ("<<<<<<< SEARCH\n=======\n", "not closed"), ("=======\n", "has 0 ```python fences")],
+)  # fmt: skip
+def test_marks_without_end_are_read_once(line: str, message: str) -> None:
+    """300 KB of them took most of a minute when each was looked for up to the end."""
+    with pytest.raises(EditError, match=message):
+        parse_reply(line * (300_000 // len(line)), SOURCE)
+
+
+@pytest.mark.parametrize("end", ["", " ", "\n", "  \n\nDone."])
+def test_marks_may_have_blanks_behind_them(end: str) -> None:
+    """And the last line needs no end; a block in an open fence counts."""
+    reply = f"```\n<<<<<<< SEARCH \nA = 1\n=======  \nA = 2\n>>>>>>> REPLACE{end}"
+    assert parse_reply(reply, SOURCE).source == SOURCE.replace("A = 1", "A = 2")
+    assert parse_reply(f"```py \nA\n```{end}", SOURCE).source == "A\n"
+
+
 @given(st.text(max_size=200), st.text(max_size=200))
 def test_any_answer_is_an_edit_or_an_explanation(before: str, after: str) -> None:
     """No text of a model raises anything else."""

@@ -127,6 +127,30 @@ def test_no_sequence_of_calls_passes_the_cap(
         assert add_up(ledger.history().calls).usd <= cap * (1 + 1e-6)
 
 
+ODD_FIGURES = [float("nan"), float("inf"), -1, 10**400, "1", None, True, [1]]
+
+
+@pytest.mark.parametrize("odd", ODD_FIGURES)
+def test_a_figure_that_cannot_be_leaves_a_call_at_its_reservation(odd: Any) -> None:
+    """Whoever tells it: no cap is undone, and the ledger can be read afterwards."""
+    purse, ledger = make_purse()
+    call_id = purse.open("llm", "m", 0, 0.5, 1000)
+    purse.close(call_id, Usage(input_tokens=1), odd)
+    purse.close(call_id, Usage(input_tokens=odd), 0.0)
+    purse.close(call_id, Usage(input_tokens=1, output_tokens=odd), 0.0)
+    bill = add_up(ledger.history().calls)
+    assert (bill.num_unsettled, bill.usd, bill.tokens) == (1, 0.5, 1000)
+
+
+@pytest.mark.parametrize("odd", [None, -100.0, "abc"])
+def test_a_ledger_with_an_odd_figure_counts_that_call_as_unsettled(odd: Any) -> None:
+    """Older versions wrote NaN as null, and whatever else a model told."""
+    purse, ledger = make_purse()
+    call_id = purse.open("agent", "m", 0, 0.5, 1000)
+    ledger.append("close_call", call_id=call_id, input_tokens=1, settled_usd=odd)
+    assert add_up(ledger.history().calls).usd == 0.5
+
+
 @given(st.text(max_size=100))
 def test_bytes_bound_tokens(text: str) -> None:
     """Whatever the text, surrogates too."""

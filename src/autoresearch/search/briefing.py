@@ -20,7 +20,7 @@ from autoresearch.search.noise import has_score, measure_noise, score_of
 from autoresearch.search.researchers import Desk
 from autoresearch.values.constants import parse_constants
 from autoresearch.values.records import Measurement, Trial, Verdict
-from autoresearch.values.text import fence, one_line, redact, secrets_of
+from autoresearch.values.text import fence, one_line, redact
 
 MOST_TRIALS, MOST_NEAR_MISSES, MOST_REFUSALS = 30, 3, 5
 MOST_DIFF, MOST_LOG, MOST_TASK = 3000, 2500, 12_000  # characters
@@ -59,7 +59,7 @@ def write_briefing(desk: Desk, history: History, source: str, extra: str = "") -
         _feedback(history),
     ]
     text = "\n\n".join(section for section in sections if section)
-    return redact(text, secrets_of(desk.environment))
+    return redact(text, desk.secrets())
 
 
 def is_retry(history: History) -> bool:

@@ -28,11 +28,8 @@ lines that take their place
 or, for a large change, the whole new train.py in a single ```python fence. A line
 `SIMPLIFICATION: yes` beside the description says that the edit only removes code."""
 
-_BLOCK = re.compile(
-    r"^<{7} SEARCH[ ]*\n(.*?)^={7}[ ]*\n(.*?)^>{7} REPLACE[ ]*$", re.MULTILINE | re.DOTALL
-)
-_MARK = re.compile(r"^(?:<{7} SEARCH|>{7} REPLACE)", re.MULTILINE)
-_FENCE = re.compile(r"^```(?:python|py)?[ ]*\n(.*?)^```[ ]*$", re.MULTILINE | re.DOTALL)
+_OPEN, _MIDDLE, _CLOSE = "<<<<<<< SEARCH", "=======", ">>>>>>> REPLACE"
+_FENCES = ("```python", "```py", "```")
 _DESCRIPTION = re.compile(r"^[*# ]*DESCRIPTION:[* ]*(.+)$", re.MULTILINE)
 _SIMPLER = re.compile(r"^[*# ]*SIMPLIFICATION:[* ]*yes\b", re.MULTILINE | re.IGNORECASE)
 
@@ -57,12 +54,7 @@ def parse_reply(reply: str, source: str) -> Edit:
         EditError: it has no edit, or one that does not apply.
     """
     reply = reply.replace("\r\n", "\n")
-    blocks = _BLOCK.findall(reply)
-    if len(_MARK.findall(reply)) != 2 * len(blocks):
-        raise EditError(
-            "a SEARCH/REPLACE block is not closed, expected <<<<<<< SEARCH, =======, "
-            ">>>>>>> REPLACE, each on a line of its own"
-        )
+    blocks = _find_blocks(reply)
     edited = replace_blocks(source, blocks) if blocks else _whole_file(reply)
     return Edit(
         source=edited,
@@ -82,15 +74,60 @@ def is_simplification(reply: str) -> bool:
     return bool(_SIMPLER.search(reply))
 
 
+def _find_blocks(reply: str) -> list[tuple[str, str]]:
+    """What each block searches and puts in its place; one pass, whatever marks there are."""
+    blocks: list[tuple[str, str]] = []
+    halves: list[list[str]] = []  # of the block in hand
+    for line in reply.split("\n"):
+        mark = line.rstrip(" ")
+        if mark == _OPEN and not halves:
+            halves = [[]]
+        elif mark == _MIDDLE and len(halves) == 1:
+            halves.append([])
+        elif mark == _CLOSE and len(halves) == 2:
+            search, replacement = ("".join(half) for half in halves)
+            blocks.append((search, replacement))
+            halves = []
+        elif line.startswith((_OPEN, _CLOSE)):
+            raise _not_closed()
+        elif halves:
+            halves[-1].append(f"{line}\n")
+    if halves:
+        raise _not_closed()
+    return blocks
+
+
+def _not_closed() -> EditError:
+    return EditError(
+        "a SEARCH/REPLACE block is not closed, expected <<<<<<< SEARCH, =======, "
+        ">>>>>>> REPLACE, each on a line of its own"
+    )
+
+
+def _find_fences(reply: str) -> list[str]:
+    """What stands in fences of Python; one that is not closed is none."""
+    found: list[str] = []
+    inside: list[str] | None = None
+    for line in reply.split("\n"):
+        mark = line.rstrip(" ")
+        if inside is None:
+            inside = [] if mark in _FENCES else None
+        elif mark == "```":
+            found.append("".join(inside))
+            inside = None
+        else:
+            inside.append(f"{line}\n")
+    return found
+
+
 def _whole_file(reply: str) -> str:
-    fences = _FENCE.findall(reply)
+    fences = _find_fences(reply)
     if len(fences) != 1:
         raise EditError(
             f"the answer has {len(fences)} ```python fences and no SEARCH/REPLACE block, expected "
             "blocks or a single fence with the whole of train.py"
         )
-    text: str = fences[0]
-    return text
+    return fences[0]
 
 
 def replace_blocks(source: str, blocks: Sequence[tuple[str, str]]) -> str:

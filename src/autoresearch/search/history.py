@@ -25,6 +25,7 @@ from autoresearch.values.records import (
     decision_from_json,
     measurement_from_json,
 )
+from autoresearch.values.text import figure
 
 FRESH = frozenset({Purpose.CALIBRATE, Purpose.CHAMPION})
 """Purposes of runs that nothing was selected by: only these enter a mean or the noise."""
@@ -323,6 +324,10 @@ class Fold:
         branch.append("calls", Call(seq=event.seq, **event.body))
 
     def _close_call(self, event: Event, branch: _Branch) -> None:
+        """What it used; older versions wrote figures that cannot be, which settle nothing."""
+        figures = (value for name, value in event.body.items() if name != "call_id")
+        if any(figure(value) is None for value in figures):
+            return
         calls = branch.lists["calls"]
         index = next(i for i, call in enumerate(calls) if call.call_id == event.body["call_id"])
         calls[index] = dataclasses.replace(calls[index], is_settled=True, **event.body)

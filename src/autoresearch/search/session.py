@@ -33,7 +33,7 @@ from autoresearch.search.noise import measure_noise, should_pair
 from autoresearch.search.observer import Observer
 from autoresearch.search.oddity import find_oddity
 from autoresearch.search.proposal import check_proposal, diff_of, tidy
-from autoresearch.search.researchers import Exhausted, Researcher, Unusable
+from autoresearch.search.researchers import Exhausted, Researcher, Unusable, ask
 from autoresearch.search.stop import Interrupts, pause_s, stop_reason
 from autoresearch.system.files import writing
 from autoresearch.values.config import Config
@@ -198,7 +198,7 @@ class Session:
             return None
         parent = self.branch.read(history.champion)
         try:
-            proposal = tidy(self.researcher.propose(history, history.champion, parent), parent)
+            proposal = tidy(ask(self.researcher, history, parent), parent)
         except Unusable as failure:
             nothing = failure.as_proposal(self.researcher.name, history.champion)
             self._refuse(nothing, failure.kind, str(failure), failure.edit)

@@ -1,9 +1,10 @@
 """What models cost: prices, caps, and a call written down before it is made.
 
 Each request is opened in the ledger with the most that it can cost, and closed with what the
-provider counted. A request that was never closed (kill -9, a cut connection) stands at its
-reservation: the caps hold whatever happened, and `report` can tell known from unknown. A token is
-at least one byte, so the bytes of a prompt bound its tokens.
+provider counted. A request that was never closed (kill -9, a cut connection), or whose count is no
+finite number of at least 0, stands at its reservation: the caps hold whatever happened, and
+`report` can tell known from unknown. A token is at least one byte, so the bytes of a prompt bound
+its tokens.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from autoresearch.search.researchers import Exhausted, Unusable
 from autoresearch.values.config import SpendingSettings
 from autoresearch.values.errors import UserError
 from autoresearch.values.records import Call
+from autoresearch.values.text import figure, whole
 
 _MILLION = 1_000_000
 _OF = {"usd": "usd", "tokens": "tokens", "calls": "num_calls"}
@@ -34,6 +36,16 @@ class Usage:
     output_tokens: int = 0
     usd: float | None = None
     num_requests: int = 1
+
+    @property
+    def is_sound(self) -> bool:
+        """Whether these are figures that can be: a provider or a client may tell any."""
+        counts = (self.input_tokens, self.cached_tokens, self.output_tokens, self.num_requests)
+        return (
+            all(whole(count) is not None for count in counts)
+            and self.cached_tokens <= self.input_tokens
+            and (self.usd is None or figure(self.usd) is not None)
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -155,7 +167,9 @@ class Purse:
         return call_id
 
     def close(self, call_id: int, usage: Usage, usd: float) -> None:
-        """Write down what the call used."""
+        """Write down what the call used; figures that cannot be leave it at its reservation."""
+        if not usage.is_sound or figure(usd) is None:
+            return
         self._ledger.append(
             "close_call",
             call_id=call_id,

@@ -89,6 +89,9 @@ def remove_tree(folder: Path) -> None:
     Inner folders are moved to the top before they are emptied, so that no path grows long.
     """
     with contextlib.suppress(OSError):
+        if folder.is_symlink():  # which it was not when it was made
+            folder.unlink()
+            return
         while inner := _clear_files(folder):
             for outer in inner:
                 for path in _clear_files(outer):

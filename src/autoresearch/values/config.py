@@ -172,7 +172,7 @@ class LlmSettings:
     models: str = _field("gpt-5.1", 'model, or several with weights: "a 3, b 1"')
     max_output_tokens: int = _field(16_000, "tokens of one answer at most", low=1)
     retries: int = _field(6, "times that 429, 5xx or a cut connection is tried again", low=0)
-    timeout_s: float = _field(600.0, "seconds to wait for an answer", low=0.1)
+    timeout_s: float = _field(600.0, "seconds to wait for an answer, the whole of it", low=0.1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

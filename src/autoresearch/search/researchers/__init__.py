@@ -1,7 +1,8 @@
 """Researchers propose the next edit of train.py. `make_researcher` picks one by its name.
 
 A researcher is a function of the history: built anew after a crash, it proposes what it would have
-proposed. It keeps nothing of its own between sessions.
+proposed. It keeps nothing of its own between sessions. One that asks a model never ends the loop by
+an error: `ask` is the last net below its own checks.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from autoresearch.search.history import History
 from autoresearch.values.config import RESEARCHERS, ResearcherSettings
 from autoresearch.values.errors import AutoresearchError, UserError
 from autoresearch.values.records import Proposal
+from autoresearch.values.text import one_line, redact, secrets_of
 
 if TYPE_CHECKING:
     from autoresearch.search.branch import Branch
@@ -55,6 +57,16 @@ class Desk:
     runs_folder: Path  # for what candidates printed
     environment: Mapping[str, str]  # the only place of keys
 
+    @property
+    def passed_variables(self) -> list[str]:
+        """Names of the variables that the owner passes on to an agent."""
+        return list(filter(None, map(str.strip, self.config.agent.variables.split(","))))
+
+    def secrets(self, *names: str) -> tuple[str, ...]:
+        """Values that no model, ledger or commit may repeat: of `names` and all that are keys."""
+        known = (self.config.llm.key_variable, *self.passed_variables)
+        return secrets_of(self.environment, (*known, *names))
+
 
 class Researcher(Protocol):
     """Whoever proposes edits."""
@@ -76,6 +88,30 @@ class Researcher(Protocol):
             Unusable: no proposal came of this turn; the history will tell of it.
             UserError: the source gives this researcher nothing to work on.
         """
+
+
+def ask(researcher: Researcher, history: History, champion_source: str) -> Proposal:
+    """What `researcher` proposes; an error that nobody foresaw is a refusal if it asks a model.
+
+    Raises:
+        As `Researcher.propose`.
+    """
+    try:
+        return researcher.propose(history, history.champion, champion_source)
+    except AutoresearchError:
+        raise
+    except Exception as error:
+        if not hasattr(researcher, "secrets"):
+            raise
+        said = redact(one_line(str(error)), secrets_of_asking(researcher))
+        reason = f"the researcher failed: {type(error).__name__}: {said}"
+        raise Unusable("broken", reason) from error
+
+
+def secrets_of_asking(researcher: Researcher) -> tuple[str, ...]:
+    """The keys that a researcher has; those which ask no model have none, and no such attribute."""
+    found: tuple[str, ...] = getattr(researcher, "secrets", ())
+    return found
 
 
 def make_researcher(

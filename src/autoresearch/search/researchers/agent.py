@@ -12,7 +12,6 @@ more than it told: without figures it stands at its reservation.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
 import sys
@@ -31,13 +30,15 @@ from autoresearch.search.researchers import Desk, Unusable
 from autoresearch.search.researchers.clients import CLIENTS, Answer, custom_client
 from autoresearch.search.spending import Purse, Usage, price_usd
 from autoresearch.system import leash
+from autoresearch.system.files import remove_tree, sha256_file
 from autoresearch.system.procs import spawn
 from autoresearch.values.errors import UserError
 from autoresearch.values.records import Proposal
-from autoresearch.values.text import one_line, redact, secrets_of
+from autoresearch.values.text import one_line, redact
 
 _OUTPUT_CAP_BYTES = 8 << 20
 _MOST_NAMES = 8
+_MOST_FILES = 100_000  # that an agent may leave in its folder
 _MOST_BRIEFING_BYTES = 120_000  # a single word of a command line may have 128 KiB
 _LEASH = str(Path(leash.__file__))
 _PASSED = (
@@ -54,12 +55,20 @@ line `DESCRIPTION: what you changed and why it should help`. If it only removes 
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class File:
+    """One file in an agent's folder."""
+
+    size_bytes: int
+    content: str  # a hash, or where a link leads
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Visit:
     """One stay of an agent: where it worked, what it printed, whether it had to be ended."""
 
     folder: Path
     home: Path
-    before: Mapping[str, str]  # hashes of all files by their names
+    before: Mapping[str, File]  # all files by their names
 
 
 class AgentResearcher:
@@ -74,7 +83,7 @@ class AgentResearcher:
         self._client = custom_client(command) if command else CLIENTS[self._settings.client]
         self._model = self._settings.model or ("command" if command else self._settings.client)
         self._purse = Purse(desk.ledger, desk.config.spending)
-        self._secrets = secrets_of(desk.environment)
+        self.secrets = desk.secrets(*self._client.keys)
         self._require_program()
         if not command and self._settings.client != "claude":
             self._require_price()
@@ -91,8 +100,9 @@ class AgentResearcher:
                 output, is_late = self._run(visit, f"{cut}\n\n{TASK}", usd)
                 answer = self._settle(call_id, output, is_late)
                 return self._collect(visit, answer, champion_commit, champion_source)
-        except OSError as error:
-            raise Unusable("broken", f"the agent's folder could not be used: {error}") from error
+        except (OSError, MemoryError, RecursionError) as error:
+            said = redact(one_line(str(error) or type(error).__name__), self.secrets)
+            raise Unusable("broken", f"the agent's folder could not be used: {said}") from error
 
     def _require_program(self) -> None:
         program = self._client.words[0] if self._client.words else ""
@@ -128,9 +138,9 @@ class AgentResearcher:
                 (home / name).parent.mkdir(parents=True, exist_ok=True)
                 (home / name).write_text(text, encoding="utf-8")
             self._desk.branch.export(commit, folder)
-            yield Visit(folder=folder, home=home, before=_hash_files(folder))
+            yield Visit(folder=folder, home=home, before=_list_files(folder))
         finally:
-            shutil.rmtree(place, ignore_errors=True)
+            remove_tree(place)
 
     def _run(self, visit: Visit, prompt: str, usd: float) -> tuple[str, bool]:
         """What the agent printed, and whether the deadline ended it."""
@@ -165,7 +175,7 @@ class AgentResearcher:
             os.close(ours)
             os.close(held)
         log = visit.home / self._client.log_file if self._client.log_file else None
-        more = log.read_text(errors="replace") if log and log.is_file() else ""
+        more = _read_front(log) if log and log.is_file() else ""
         return f"{tree.output.text()}\n{more}", is_late
 
     def _words(self, places: Mapping[str, str]) -> list[str]:
@@ -182,8 +192,8 @@ class AgentResearcher:
     def _environment(self, places: Mapping[str, str]) -> dict[str, str]:
         """Only what the client needs: a home, where programs are, its keys."""
         ours, client = self._desk.environment, self._client
-        more = [name.strip() for name in self._settings.variables.split(",") if name.strip()]
-        passed = {name: ours[name] for name in (*_PASSED, *client.keys, *more) if name in ours}
+        names = (*_PASSED, *client.keys, *self._desk.passed_variables)
+        passed = {name: ours[name] for name in names if name in ours}
         home = places["home"]
         own = {"HOME": home, "TMPDIR": str(Path(home, "tmp")), "TERM": "dumb", "NO_COLOR": "1"}
         set_by_url = client.url_variables if self._settings.base_url else {}
@@ -196,7 +206,7 @@ class AgentResearcher:
         """Write down what the visit used, where the agent says so."""
         answer = self._client.read(output)
         usage = answer.usage
-        if usage is not None:
+        if usage is not None and usage.is_sound:
             caps = self._desk.config.spending
             usd = self._price(usage) if usage.usd is None else usage.usd
             if usd is not None or not (caps.session_usd or caps.proposal_usd):
@@ -216,8 +226,8 @@ class AgentResearcher:
         if edited == source:
             denied = [name.removeprefix(f"{visit.folder}/") for name in answer.denied]
             raise self._nothing_done(answer, [*outside, *denied])
-        clean = redact(edited, self._secrets)
-        words = redact(describe_reply(answer.text), self._secrets)
+        clean = redact(edited, self.secrets)
+        words = redact(describe_reply(answer.text), self.secrets)
         proposal = Proposal(
             source=clean,
             description=words or f"an edit by {one_line(self._model, 60)}",
@@ -231,7 +241,7 @@ class AgentResearcher:
         return proposal
 
     def _nothing_done(self, answer: Answer, outside: list[str]) -> Unusable:
-        said = redact(one_line(answer.trouble or answer.text), self._secrets)
+        said = redact(one_line(answer.trouble or answer.text), self.secrets)
         if outside:
             names = one_line(", ".join(outside[:_MOST_NAMES]), 200)
             reason = f"only train.py may be edited; it is unchanged, dropped were: {names}"
@@ -241,7 +251,7 @@ class AgentResearcher:
         return Unusable("empty", f"the agent left train.py as it was; it said: {said}")
 
     def _outside(self, visit: Visit) -> list[str]:
-        after = _hash_files(visit.folder)
+        after = _list_files(visit.folder, visit.before)
         names = {name for name in visit.before.keys() | after.keys()
                  if visit.before.get(name) != after.get(name)}  # fmt: skip
         own = self._client.own_files
@@ -259,16 +269,49 @@ def _fill(word: str, places: Mapping[str, str]) -> str:
     return word.replace("{prompt}", places["prompt"])
 
 
-def _hash_files(folder: Path) -> dict[str, str]:
-    """What lies in a folder: names and hashes, links by where they lead."""
-    found = {}
-    for path in sorted(folder.rglob("*")):
-        name = path.relative_to(folder).as_posix()
-        if path.is_symlink():
-            found[name] = f"link to {os.readlink(path)}"
-        elif path.is_file():
-            found[name] = hashlib.sha256(path.read_bytes()).hexdigest()
+def _list_files(folder: Path, before: Mapping[str, File] | None = None) -> dict[str, File]:
+    """What lies in a folder, by names; links by where they lead.
+
+    Only what has its size of before is read: an agent may leave files larger than any disk. A
+    folder that cannot be listed (its name is too long, say) stands for what is in it.
+    """
+    found: dict[str, File] = {}
+    folders = [""]
+    for name in folders:  # which grows meanwhile
+        try:
+            with os.scandir(folder / name) as entries:
+                for entry in entries:
+                    within = f"{name}/{entry.name}" if name else entry.name
+                    if entry.is_dir(follow_symlinks=False):
+                        folders.append(within)
+                    else:
+                        found[within] = _describe(entry, within, before)
+        except OSError as error:
+            found[name or "."] = File(size_bytes=0, content=f"not listed: {error.strerror}")
+        if len(found) + len(folders) > _MOST_FILES:
+            reason = f"the agent left more than {_MOST_FILES} files and folders"
+            raise Unusable("broken", reason)
     return found
+
+
+def _describe(entry: os.DirEntry[str], name: str, before: Mapping[str, File] | None) -> File:
+    """A file as it is; its content only where it could be as it was `before`."""
+    try:
+        if entry.is_symlink():
+            return File(size_bytes=0, content=f"link to {os.readlink(entry.path)}")
+        size = entry.stat(follow_symlinks=False).st_size
+        is_same = before is None or (name in before and before[name].size_bytes == size)
+        if is_same and entry.is_file(follow_symlinks=False):
+            return File(size_bytes=size, content=sha256_file(Path(entry.path)))
+        return File(size_bytes=size, content="not read")
+    except OSError as error:
+        return File(size_bytes=0, content=f"not read: {error.strerror}")
+
+
+def _read_front(path: Path) -> str:
+    """A text file as far as an output may go."""
+    with path.open("rb") as file:
+        return file.read(_OUTPUT_CAP_BYTES).decode("utf-8", "replace")
 
 
 def _read_regular(path: Path) -> str:

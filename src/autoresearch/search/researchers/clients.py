@@ -13,17 +13,22 @@ agent.model or agent.base_url is set.
 from __future__ import annotations
 
 import json
+import re
 import shlex
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 from autoresearch.search.spending import Usage
+from autoresearch.values.text import figure, whole
+
+_MOST_STARTS = 1000  # lines that may begin the object of an output
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
-    """What a client said at its end; `usage` is None where it did not say."""
+    """What a client said at its end; `usage` is None where it did not say, or not in figures."""
 
     text: str = ""
     usage: Usage | None = None
@@ -59,7 +64,7 @@ def _objects(output: str) -> Iterator[dict[str, Any]]:
         if line.lstrip().startswith("{"):
             try:
                 found = json.loads(line)
-            except ValueError:
+            except (ValueError, RecursionError):
                 continue
             if isinstance(found, dict):
                 yield found
@@ -68,24 +73,34 @@ def _objects(output: str) -> Iterator[dict[str, Any]]:
 def _last_object(output: str) -> dict[str, Any]:
     """The JSON object that stands last in the output, over several lines or one."""
     decoder = json.JSONDecoder()
-    starts = [i for i, line in enumerate(output.splitlines()) if line.startswith("{")]
-    lines = output.splitlines()
-    for start in starts:
+    for start in islice(re.finditer(r"^\{", output, re.MULTILINE), _MOST_STARTS):
         try:
-            found, _ = decoder.raw_decode("\n".join(lines[start:]))
-        except ValueError:
+            found, _ = decoder.raw_decode(output, start.start())
+        except (ValueError, RecursionError):
             continue
         if isinstance(found, dict):
             return found
     return {}
 
 
+class _NoFigure(ValueError):
+    """A count or a cost that cannot be, so that nothing of the bill it stands on is believed."""
+
+
 def _count(body: Any, *names: str) -> int:
-    """The first of some counts that a body has."""
+    """The first of some counts that a body has, or 0.
+
+    Raises:
+        _NoFigure: it is no whole number of at least 0.
+    """
     for name in names:
         value = body.get(name) if isinstance(body, dict) else None
-        if isinstance(value, int) and value > 0:
-            return value
+        if value is not None:
+            count = whole(value)
+            if count is None:
+                raise _NoFigure(name)
+            if count:
+                return count
     return 0
 
 
@@ -94,7 +109,8 @@ def read_json_lines(output: str) -> Answer:
     answer = Answer(text=output)
     for body in _objects(output):
         if "usage" in body or "total_cost_usd" in body:
-            answer = Answer(text=str(body.get("result") or output), usage=_usage_of(body))
+            usage = _add([body], _usage_of)
+            answer = Answer(text=str(body.get("result") or output), usage=usage)
     return answer
 
 
@@ -105,11 +121,15 @@ def _usage_of(body: Mapping[str, Any]) -> Usage:
     created = _count(usage, "cache_creation_input_tokens")
     is_apart = isinstance(usage, dict) and "cache_read_input_tokens" in usage
     cost = body.get("total_cost_usd")
+    if not isinstance(usage or {}, dict) or (not usage and cost is None):
+        raise _NoFigure("usage")
+    if cost is not None and figure(cost) is None:
+        raise _NoFigure("total_cost_usd")
     return Usage(
         input_tokens=fresh + (cached + created if is_apart else 0),
         cached_tokens=cached,
         output_tokens=_count(usage, "output_tokens", "completion_tokens"),
-        usd=float(cost) if isinstance(cost, int | float) else None,
+        usd=None if cost is None else float(cost),
         num_requests=_count(body, "num_turns") or 1,
     )
 
@@ -124,7 +144,8 @@ def read_claude(output: str) -> Answer:
             if body.get("is_error"):
                 trouble = text or str(body.get("subtype") or "an error")
             denied = _denied_files(body.get("permission_denials"))
-            answer = Answer(text=text, usage=_usage_of(body), trouble=trouble, denied=denied)
+            usage = _add([body], _usage_of)
+            answer = Answer(text=text, usage=usage, trouble=trouble, denied=denied)
     return answer
 
 
@@ -141,7 +162,7 @@ def _denied_files(denials: Any) -> tuple[str, ...]:
 def read_codex(output: str) -> Answer:
     """Lines of events: the last message, the usage of all turns, the last error."""
     text = trouble = ""
-    usages: list[Usage] = []
+    turns = []
     has_begun = False
     for body in _objects(output):
         item = body.get("item")
@@ -149,13 +170,14 @@ def read_codex(output: str) -> Answer:
         if isinstance(item, dict) and item.get("type") == "agent_message":
             text = str(item.get("text") or "")
         if body.get("type") == "turn.completed":
-            usages.append(_usage_of(body))
+            turns.append(body)
             trouble = ""
         elif body.get("type") in ("error", "turn.failed"):
             error = body.get("error")
             said = error.get("message") if isinstance(error, dict) else body.get("message")
             trouble = str(said or "an error")
-    usage = _sum(usages) or (None if has_begun or not trouble else Usage())
+    is_free = bool(trouble) and not has_begun and not turns
+    usage = Usage() if is_free else _add(turns, _usage_of)
     return Answer(text=text, usage=usage, trouble=trouble)
 
 
@@ -164,65 +186,73 @@ def read_gemini(output: str) -> Answer:
     body = _last_object(output)
     stats = body.get("stats")
     models = stats.get("models") if isinstance(stats, dict) else None
-    usages = []
-    for model in models.values() if isinstance(models, dict) else ():
-        tokens = model.get("tokens") if isinstance(model, dict) else None
-        api = model.get("api") if isinstance(model, dict) else None
-        usages.append(
-            Usage(
-                input_tokens=_count(tokens, "prompt", "input"),
-                cached_tokens=_count(tokens, "cached"),
-                output_tokens=_count(tokens, "candidates") + _count(tokens, "thoughts"),
-                num_requests=_count(api, "totalRequests") or 1,
-            )
-        )
+    usage = _add(models.values() if isinstance(models, dict) else (), _usage_of_gemini)
     error = body.get("error")
     said = error.get("message") if isinstance(error, dict) else error
     trouble = str(said) if said else "" if body else "it ended without a result"
-    return Answer(text=str(body.get("response") or ""), usage=_sum(usages), trouble=trouble)
+    return Answer(text=str(body.get("response") or ""), usage=usage, trouble=trouble)
+
+
+def _usage_of_gemini(model: Any) -> Usage:
+    tokens = model.get("tokens") if isinstance(model, dict) else None
+    api = model.get("api") if isinstance(model, dict) else None
+    return Usage(
+        input_tokens=_count(tokens, "prompt", "input"),
+        cached_tokens=_count(tokens, "cached"),
+        output_tokens=_count(tokens, "candidates") + _count(tokens, "thoughts"),
+        num_requests=_count(api, "totalRequests") or 1,
+    )
 
 
 def read_opencode(output: str) -> Answer:
     """Lines of events: texts, the tokens of each finished step, errors."""
-    texts, usages, trouble = [], [], ""
+    texts, steps, trouble = [], [], ""
     for body in _objects(output):
         part = body.get("part")
         if body.get("type") == "text" and isinstance(part, dict):
             texts.append(str(part.get("text") or ""))
         elif body.get("type") == "step_finish" and isinstance(part, dict):
-            tokens = part.get("tokens")
-            cache = tokens.get("cache") if isinstance(tokens, dict) else None
-            cached = _count(cache, "read")
-            usages.append(
-                Usage(
-                    input_tokens=_count(tokens, "input") + cached + _count(cache, "write"),
-                    cached_tokens=cached,
-                    output_tokens=_count(tokens, "output") + _count(tokens, "reasoning"),
-                )
-            )
+            steps.append(part.get("tokens"))
         elif body.get("type") == "error":
             trouble = str(body.get("error") or "an error")
-    return Answer(text="\n".join(texts), usage=_sum(usages), trouble=trouble)
+    return Answer(text="\n".join(texts), usage=_add(steps, _usage_of_opencode), trouble=trouble)
+
+
+def _usage_of_opencode(tokens: Any) -> Usage:
+    cache = tokens.get("cache") if isinstance(tokens, dict) else None
+    cached = _count(cache, "read")
+    return Usage(
+        input_tokens=_count(tokens, "input") + cached + _count(cache, "write"),
+        cached_tokens=cached,
+        output_tokens=_count(tokens, "output") + _count(tokens, "reasoning"),
+    )
 
 
 def read_aider(output: str) -> Answer:
     """Its log of events (--analytics-log), which stays on the machine, has the exact tokens."""
-    usages = []
-    for body in _objects(output):
-        facts = body.get("properties")
-        if body.get("event") == "message_send" and isinstance(facts, dict):
-            usages.append(
-                Usage(
-                    input_tokens=_count(facts, "prompt_tokens"),
-                    output_tokens=_count(facts, "completion_tokens"),
-                )
-            )
-    return Answer(text=output, usage=_sum(usages))
+    sent = [
+        body["properties"]
+        for body in _objects(output)
+        if body.get("event") == "message_send" and isinstance(body.get("properties"), dict)
+    ]
+    return Answer(text=output, usage=_add(sent, _usage_of_aider))
 
 
-def _sum(usages: list[Usage]) -> Usage | None:
-    if not usages:
+def _usage_of_aider(facts: Any) -> Usage:
+    return Usage(
+        input_tokens=_count(facts, "prompt_tokens"),
+        output_tokens=_count(facts, "completion_tokens"),
+    )
+
+
+def _add(bodies: Iterable[Any], read: Callable[[Any], Usage]) -> Usage | None:
+    """What the bodies used together; None where there are none, or one has no figures."""
+    try:
+        usages = [read(body) for body in bodies]
+    except _NoFigure:
         return None
+    if len(usages) < 2:
+        return usages[0] if usages else None
     return Usage(
         input_tokens=sum(usage.input_tokens for usage in usages),
         cached_tokens=sum(usage.cached_tokens for usage in usages),

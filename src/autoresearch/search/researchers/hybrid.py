@@ -16,7 +16,7 @@ from typing import Protocol
 from autoresearch.search.briefing import is_retry, turn_of
 from autoresearch.search.history import History
 from autoresearch.search.ledger import Ledger
-from autoresearch.search.researchers import Exhausted, Researcher
+from autoresearch.search.researchers import Exhausted, Researcher, secrets_of_asking
 from autoresearch.search.researchers.tpe import TpeResearcher, known_points
 from autoresearch.values.constants import fingerprint, parse_constants, substitute
 from autoresearch.values.errors import UserError
@@ -38,6 +38,7 @@ class ThriftyResearcher:
     def __init__(self, partner: Researcher, ledger: Ledger, *, seed: int = 0) -> None:
         self.name = partner.name
         self.extra = ""
+        self.secrets = secrets_of_asking(partner)
         self._partner: Partner = partner  # type: ignore[assignment]
         self._ledger = ledger
         self._tpe = TpeResearcher(seed=seed)
@@ -59,6 +60,7 @@ class HybridResearcher:
     name = "hybrid"
 
     def __init__(self, partner: Researcher, *, share: float = 0.3, seed: int = 0) -> None:
+        self.secrets = secrets_of_asking(partner)
         self._partner: Partner = partner  # type: ignore[assignment]
         self._share = share
         self._seed = seed

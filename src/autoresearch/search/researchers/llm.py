@@ -3,13 +3,19 @@
 The model sees the briefing and train.py and answers with an edit (search.edits), which is applied
 to the letter. Which of several models is asked is drawn from the seed and the turn. Every request,
 each retry on 429, 5xx or a cut connection included, is written down before it is sent. The key is
-read from the environment and held in memory only.
+read from the environment and held in memory only. An answer may hold anything: each part is looked
+at before it is used, and what is not as it should be is told in words.
 """
 
 from __future__ import annotations
 
+import contextlib
+import json
 import random
-from collections.abc import Callable, Sequence
+import socket
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from time import monotonic
 from typing import Any
 
 from autoresearch.search.briefing import turn_of, write_briefing
@@ -19,8 +25,11 @@ from autoresearch.search.researchers import Desk, Unusable
 from autoresearch.search.spending import Purse, Usage, bound_tokens, price_usd, require_package
 from autoresearch.values.errors import AutoresearchError, UserError
 from autoresearch.values.records import Proposal
-from autoresearch.values.text import fence, one_line, redact, secrets_of
+from autoresearch.values.text import fence, one_line, redact
 
+_UNREADABLE = (ValueError, RecursionError, TypeError, AttributeError, OverflowError)
+_MOST_BODY_BYTES = 16 << 20
+_GRACE_S = 1.0
 MOST_EDIT = 8000  # characters of a refused answer that the ledger keeps
 
 
@@ -31,6 +40,7 @@ class LlmResearcher:
         self.name = name
         self.extra = ""  # a section that a hybrid adds to the briefing
         self._desk = desk
+        self.secrets = desk.secrets()
         self._seed = seed
         self._settings = desk.config.llm
         self._purse = Purse(desk.ledger, desk.config.spending)
@@ -46,8 +56,7 @@ class LlmResearcher:
         briefing = write_briefing(self._desk, history, champion_source, self.extra)
         program = fence(champion_source, "train.py of the champion", len(champion_source))
         reply = self._ask(model, f"{briefing}\n\n{program}\n\n{FORMAT}", turn_of(history))
-        secrets = secrets_of(self._desk.environment)
-        kept = redact(reply, secrets)
+        kept = redact(reply, self.secrets)
         if kept != reply:
             reason = "the answer holds what looks like a key, which must not get into git"
             raise Unusable("secret", reason, edit=kept[:MOST_EDIT])
@@ -72,55 +81,62 @@ class LlmResearcher:
 
     def _ask(self, model: str, prompt: str, turn: int) -> str:
         """The model's answer; the client tries again by itself where that may help."""
-        meter = _Meter(lambda: self._open(model, prompt, turn))
+        timeout_s = self._settings.timeout_s
+        meter = _Meter(lambda: self._open(model, prompt, turn), timeout_s)
         limit = "max_tokens" if self._settings.base_url else "max_completion_tokens"
         openai = self._openai
         try:
-            with openai.DefaultHttpxClient(event_hooks=meter.hooks) as transport:
+            with openai.DefaultHttpxClient(
+                event_hooks=meter.hooks, follow_redirects=False
+            ) as transport:
                 client = openai.OpenAI(
                     api_key=self._key,
                     base_url=self._settings.base_url or None,
                     max_retries=self._settings.retries,
-                    timeout=self._settings.timeout_s,
+                    timeout=timeout_s,
                     http_client=transport,
                 )
-                answer = client.chat.completions.create(
+                answer = client.chat.completions.with_raw_response.create(
                     model=model,
                     messages=[{"role": "user", "content": prompt}],
                     **{limit: self._settings.max_output_tokens},
                 )
-        except _CapMet as stop:
-            raise stop.reason from None
+        except _Stop as stop:
+            said = redact(str(stop.reason), self.secrets)
+            raise (
+                stop.reason if said == str(stop.reason) else Unusable("unreachable", said)
+            ) from None
         except openai.APITimeoutError as error:
-            raise Unusable("hang", f"no answer in {self._settings.timeout_s:g} s") from error
+            raise Unusable("hang", f"no answer in {timeout_s:g} s") from error
         except openai.OpenAIError as error:
-            said = redact(one_line(str(error)), secrets_of(self._desk.environment))
+            if meter.is_late:
+                raise Unusable("hang", f"no whole answer in {timeout_s:g} s") from error
+            said = redact(one_line(str(error)), self.secrets)
             raise Unusable("unreachable", f"{type(error).__name__}: {said}") from error
-        except ValueError as error:  # an answer that is no JSON, such as a cut one
-            raise Unusable("unreachable", f"the answer cannot be read: {error}") from error
-        return self._settle(answer, model, meter)
+        except _UNREADABLE as error:  # out of the package, at headers of a strange server
+            said = redact(one_line(str(error)), self.secrets)
+            raise Unusable("unreachable", f"the answer cannot be read: {said}") from error
+        finally:
+            meter.rest()
+        return self._settle(_read_body(answer.content), model, meter)
 
-    def _settle(self, answer: Any, model: str, meter: _Meter) -> str:
+    def _settle(self, answer: dict[str, Any], model: str, meter: _Meter) -> str:
         """Write down what was used; the text of the answer."""
-        counted = getattr(answer, "usage", None)
-        if counted is not None and meter.call_id:
-            details = getattr(counted, "prompt_tokens_details", None)
-            usage = Usage(
-                input_tokens=counted.prompt_tokens or 0,
-                cached_tokens=getattr(details, "cached_tokens", 0) or 0,
-                output_tokens=counted.completion_tokens or 0,
-            )
+        usage = _read_usage(answer.get("usage"))
+        if usage is not None and meter.call_id:
             self._purse.close(meter.call_id, usage, self._price(model, usage))
-        choices = getattr(answer, "choices", None)
-        if not choices:
-            raise Unusable("empty", "the answer holds no choice")
-        message = choices[0].message
-        if getattr(message, "refusal", None):
-            raise Unusable("refusal", f"the model declined: {one_line(message.refusal)}")
-        if choices[0].finish_reason == "length":
+        choices = answer.get("choices")
+        choice = choices[0] if isinstance(choices, list) and choices else None
+        message = choice.get("message") if isinstance(choice, dict) else None
+        if not isinstance(choice, dict) or not isinstance(message, dict):
+            raise Unusable("empty", "the answer holds no choice with a message")
+        if refusal := message.get("refusal"):
+            said = redact(one_line(str(refusal)), self.secrets)
+            raise Unusable("refusal", f"the model declined: {said}")
+        if choice.get("finish_reason") == "length":
             most = self._settings.max_output_tokens
             raise Unusable("cut", f"the answer was cut at llm.max_output_tokens = {most}")
-        return message.content or ""
+        return _read_content(message.get("content"))
 
     def _open(self, model: str, prompt: str, turn: int) -> tuple[int, Callable[[], None]]:
         """Reserve one request; how to close it when the server turned it down."""
@@ -158,7 +174,7 @@ class LlmResearcher:
             )
 
 
-class _CapMet(BaseException):
+class _Stop(BaseException):
     """Carries a refusal through the openai package, which tries again on every Exception."""
 
     def __init__(self, reason: AutoresearchError) -> None:
@@ -169,24 +185,132 @@ class _CapMet(BaseException):
 class _Meter:
     """Writes each request down before it leaves, and closes those that were answered by an error.
 
-    A request whose answer never came stays open: what the provider counted is not known.
+    A request whose answer never came stays open: what the provider counted is not known. An answer
+    comes as a whole within the time limit, from the address that was asked, or it is given up.
     """
 
-    def __init__(self, opener: Callable[[], tuple[int, Callable[[], None]]]) -> None:
+    def __init__(
+        self, opener: Callable[[], tuple[int, Callable[[], None]]], timeout_s: float
+    ) -> None:
         self._opener = opener
+        self._timeout_s = timeout_s
+        self._deadline = 0.0
+        self._socket: Any = None
+        self._alarm: threading.Timer | None = None
+        self.is_late = False
         self._turn_down: Callable[[], None] = lambda: None
         self.call_id = 0
         self.hooks = {"request": [self._sending], "response": [self._answered]}
 
-    def _sending(self, _: Any) -> None:
+    def _sending(self, request: Any) -> None:
+        if self.is_late:
+            raise _Stop(Unusable("hang", f"no whole answer in {self._timeout_s:g} s"))
         try:
             self.call_id, self._turn_down = self._opener()
         except AutoresearchError as reason:
-            raise _CapMet(reason) from None
+            raise _Stop(reason) from None
+        request.headers["Accept-Encoding"] = "identity"  # a small body cannot become a large one
+        request.extensions = {**request.extensions, "trace": self._trace}
+        self._deadline = monotonic() + self._timeout_s
+        self.rest()
+        self._alarm = threading.Timer(self._timeout_s + _GRACE_S, self._hang_up)
+        self._alarm.daemon = True
+        self._alarm.start()
+
+    def rest(self) -> None:
+        """No request is on its way any more."""
+        if self._alarm:
+            self._alarm.cancel()
+
+    def _trace(self, event: str, facts: dict[str, Any]) -> None:
+        """Remember the connection, which httpx tells only here before an answer has begun."""
+        if event.endswith(("connect_tcp.complete", "start_tls.complete")):
+            self._socket = facts["return_value"].get_extra_info("socket")
+
+    def _hang_up(self) -> None:
+        """In a thread of its own: a server that drips headers never lets a read run into its limit.
+
+        One that is silent does, so that this comes later and leaves it to be asked again.
+        """
+        self.is_late = True
+        if self._socket is not None:
+            with contextlib.suppress(OSError):
+                self._socket.shutdown(socket.SHUT_RDWR)
 
     def _answered(self, response: Any) -> None:
-        if response.status_code >= 400:
+        if response.status_code >= 300:
             self._turn_down()
+        if response.is_redirect:
+            where = one_line(response.headers.get("location", "nowhere"), 200)
+            raise _Stop(Unusable("unreachable", (
+                f"the server answers {response.status_code}, go to {where}, which is not followed; "
+                "set llm.base_url to the address that answers"
+            )))  # fmt: skip
+        encoding = response.headers.get("content-encoding", "identity")
+        if encoding != "identity":
+            reason = f"the answer cannot be read: it is packed ({one_line(encoding, 40)})"
+            raise _Stop(Unusable("unreachable", reason))
+        response.stream = _bound_stream(response.stream, self._check_body)
+
+    def _check_body(self, num_bytes: int) -> None:
+        """Give an answer up that goes on for too long."""
+        if monotonic() > self._deadline:
+            raise _Stop(Unusable("hang", f"no whole answer in {self._timeout_s:g} s"))
+        if num_bytes > _MOST_BODY_BYTES:
+            reason = f"the answer has more than {_MOST_BODY_BYTES} bytes"
+            raise _Stop(Unusable("unreachable", reason))
+
+
+def _bound_stream(stream: Any, check: Callable[[int], None]) -> Any:
+    """`stream`, with `check` told after each part how many bytes have come."""
+    base = require_package("httpx").SyncByteStream
+
+    class Bounded(base):  # type: ignore[misc, valid-type]
+        def __iter__(self) -> Iterator[bytes]:
+            num_bytes = 0
+            for part in stream:
+                num_bytes += len(part)
+                check(num_bytes)
+                yield part
+
+        def close(self) -> None:
+            stream.close()
+
+    return Bounded()
+
+
+def _read_body(body: bytes) -> dict[str, Any]:
+    """The JSON object that a server sent."""
+    try:
+        answer = json.loads(body)
+    except _UNREADABLE as error:  # cut, or nested too deep
+        reason = f"the answer cannot be read: {one_line(str(error))}"
+        raise Unusable("unreachable", reason) from error
+    if not isinstance(answer, dict):
+        raise Unusable("unreachable", "the answer cannot be read: it is no JSON object")
+    return answer
+
+
+def _read_usage(counted: Any) -> Usage | None:
+    """What the provider counted, if those are figures that can be."""
+    if not isinstance(counted, dict):
+        return None
+    details = counted.get("prompt_tokens_details")
+    usage = Usage(
+        input_tokens=counted.get("prompt_tokens"),  # type: ignore[arg-type]
+        cached_tokens=(details.get("cached_tokens") or 0) if isinstance(details, dict) else 0,
+        output_tokens=counted.get("completion_tokens"),  # type: ignore[arg-type]
+    )
+    return usage if usage.is_sound else None
+
+
+def _read_content(content: Any) -> str:
+    """The text of a message; some servers send it in parts."""
+    parts = content if isinstance(content, list) else [{"text": content}]
+    texts = [part.get("text") or "" for part in parts if isinstance(part, dict)]
+    if not all(isinstance(text, str) for text in texts):
+        raise Unusable("empty", "the answer's content is no text")
+    return "".join(texts)
 
 
 def read_models(text: str) -> Sequence[tuple[str, float]]:
