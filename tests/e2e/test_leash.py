@@ -50,9 +50,15 @@ def test_the_exit_code_is_the_commands(tmp_path: Path) -> None:
 
 
 def test_letting_go_ends_everybody(tmp_path: Path) -> None:
-    """As the kernel does for us at kill -9; the folder goes too."""
+    """As the kernel does for us at kill -9; the folder goes too, however deep it is."""
     place = tmp_path / "place"
     place.mkdir()
+    inner = os.open(place, os.O_RDONLY)
+    for _ in range(1500):
+        os.mkdir("d", dir_fd=inner)
+        outer, inner = inner, os.open("d", os.O_RDONLY, dir_fd=inner)
+        os.close(outer)
+    os.close(inner)
     flag = tmp_path / "begun"
     process, ours = start(place, sys.executable, "-c", CHILD.format(str(flag)))
     limit = time.monotonic() + 60

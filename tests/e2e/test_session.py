@@ -400,6 +400,31 @@ class Mute:
         raise Unusable("hang", "no answer", edit="half an edit")
 
 
+class Broken(Mute):
+    """One that asks a model, and fails in a way that nobody foresaw."""
+
+    secrets = ("opensesame",)
+
+    def propose(self, *_: Any) -> Proposal:
+        """Never."""
+        self.num_asked += 1
+        raise RuntimeError("opensesame did not work")
+
+
+def test_an_error_while_a_model_is_asked_does_not_end_the_session(bench: Bench) -> None:
+    """It is a refusal in words, without the key, and another try."""
+    config = override(bench.config, session={"max_hours": 0.1}, researcher={"backoff_s": 100.0})
+    branch, broken = Branch(bench.repository, "t"), Broken()
+    with Ledger.open(bench.root / "ledger.sqlite") as ledger:
+        ledger.start_session(config, branch.name, branch.start(), {})
+        args = (config, ledger, branch, bench.referee, broken, bench.watcher, bench.root / "runs")
+        assert "hours have passed" in Session(*args).run()  # type: ignore[arg-type]
+    assert broken.num_asked > 10
+    refusal = bench.history.refusals[0]
+    reason = "the researcher failed: RuntimeError: [redacted] did not work"
+    assert (refusal.kind, refusal.reason) == ("broken", reason)
+
+
 def test_a_researcher_without_ideas_is_waited_for(bench: Bench) -> None:
     """Every tenth refusal in a row doubles the pause and says so; only a stop rule ends it."""
     config = override(bench.config, session={"max_hours": 1.0}, researcher={"backoff_s": 100.0})

@@ -19,6 +19,7 @@ from autoresearch.values.text import (
     plain_values,
     redact,
     secrets_of,
+    telling,
 )
 
 
@@ -68,6 +69,13 @@ def test_keys_are_blacked_out() -> None:
     text = "correct horse sk-ant-" + "x1y2" * 6 + " https://u:secret@host/ key and token"
     clean = redact(text, secrets)
     assert clean == f"{HIDDEN} {HIDDEN} https://{HIDDEN}@host/ key and token"
+
+
+def test_a_key_at_the_cut_is_not_told_by_half() -> None:
+    """Nor one with a control character in its middle."""
+    told = telling("x" * 290 + "correct horse battery", ["correct horse battery"])
+    assert "correct" not in told
+    assert telling("correct\x00 horse", ["correct horse"]) == HIDDEN
 
 
 @pytest.mark.timeout(10)

@@ -97,3 +97,11 @@ def redact(text: str, secrets: Iterable[str]) -> str:
     for secret in secrets:
         text = text.replace(secret, HIDDEN)
     return _SECRET_SHAPE.sub(HIDDEN, text)
+
+
+def telling(text: str, secrets: Iterable[str]) -> str:
+    """`text` as one line without the `secrets`: looked for before a cut could halve one, and again
+    where control characters may have stood in the middle of one.
+    """
+    known = tuple(secrets)
+    return redact(one_line(redact(text, known)), known)

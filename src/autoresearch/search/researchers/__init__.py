@@ -16,7 +16,7 @@ from autoresearch.search.history import History
 from autoresearch.values.config import RESEARCHERS, ResearcherSettings
 from autoresearch.values.errors import AutoresearchError, UserError
 from autoresearch.values.records import Proposal
-from autoresearch.values.text import one_line, redact, secrets_of
+from autoresearch.values.text import secrets_of, telling
 
 if TYPE_CHECKING:
     from autoresearch.search.branch import Branch
@@ -103,7 +103,7 @@ def ask(researcher: Researcher, history: History, champion_source: str) -> Propo
     except Exception as error:
         if not hasattr(researcher, "secrets"):
             raise
-        said = redact(one_line(str(error)), secrets_of_asking(researcher))
+        said = telling(str(error), secrets_of_asking(researcher))
         reason = f"the researcher failed: {type(error).__name__}: {said}"
         raise Unusable("broken", reason) from error
 

@@ -34,7 +34,7 @@ from autoresearch.system.files import remove_tree, sha256_file
 from autoresearch.system.procs import spawn
 from autoresearch.values.errors import UserError
 from autoresearch.values.records import Proposal
-from autoresearch.values.text import one_line, redact
+from autoresearch.values.text import one_line, redact, telling
 
 _OUTPUT_CAP_BYTES = 8 << 20
 _MOST_NAMES = 8
@@ -101,7 +101,7 @@ class AgentResearcher:
                 answer = self._settle(call_id, output, is_late)
                 return self._collect(visit, answer, champion_commit, champion_source)
         except (OSError, MemoryError, RecursionError) as error:
-            said = redact(one_line(str(error) or type(error).__name__), self.secrets)
+            said = telling(str(error) or type(error).__name__, self.secrets)
             raise Unusable("broken", f"the agent's folder could not be used: {said}") from error
 
     def _require_program(self) -> None:
@@ -227,7 +227,7 @@ class AgentResearcher:
             denied = [name.removeprefix(f"{visit.folder}/") for name in answer.denied]
             raise self._nothing_done(answer, [*outside, *denied])
         clean = redact(edited, self.secrets)
-        words = redact(describe_reply(answer.text), self.secrets)
+        words = telling(describe_reply(redact(answer.text, self.secrets)), self.secrets)
         proposal = Proposal(
             source=clean,
             description=words or f"an edit by {one_line(self._model, 60)}",
@@ -241,7 +241,7 @@ class AgentResearcher:
         return proposal
 
     def _nothing_done(self, answer: Answer, outside: list[str]) -> Unusable:
-        said = redact(one_line(answer.trouble or answer.text), self.secrets)
+        said = telling(answer.trouble or answer.text, self.secrets)
         if outside:
             names = one_line(", ".join(outside[:_MOST_NAMES]), 200)
             reason = f"only train.py may be edited; it is unchanged, dropped were: {names}"

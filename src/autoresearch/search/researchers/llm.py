@@ -25,7 +25,7 @@ from autoresearch.search.researchers import Desk, Unusable
 from autoresearch.search.spending import Purse, Usage, bound_tokens, price_usd, require_package
 from autoresearch.values.errors import AutoresearchError, UserError
 from autoresearch.values.records import Proposal
-from autoresearch.values.text import fence, one_line, redact
+from autoresearch.values.text import fence, one_line, redact, telling
 
 _UNREADABLE = (ValueError, RecursionError, TypeError, AttributeError, OverflowError)
 _MOST_BODY_BYTES = 16 << 20
@@ -111,10 +111,10 @@ class LlmResearcher:
         except openai.OpenAIError as error:
             if meter.is_late:
                 raise Unusable("hang", f"no whole answer in {timeout_s:g} s") from error
-            said = redact(one_line(str(error)), self.secrets)
+            said = telling(str(error), self.secrets)
             raise Unusable("unreachable", f"{type(error).__name__}: {said}") from error
         except _UNREADABLE as error:  # out of the package, at headers of a strange server
-            said = redact(one_line(str(error)), self.secrets)
+            said = telling(str(error), self.secrets)
             raise Unusable("unreachable", f"the answer cannot be read: {said}") from error
         finally:
             meter.rest()
@@ -131,7 +131,7 @@ class LlmResearcher:
         if not isinstance(choice, dict) or not isinstance(message, dict):
             raise Unusable("empty", "the answer holds no choice with a message")
         if refusal := message.get("refusal"):
-            said = redact(one_line(str(refusal)), self.secrets)
+            said = telling(str(refusal), self.secrets)
             raise Unusable("refusal", f"the model declined: {said}")
         if choice.get("finish_reason") == "length":
             most = self._settings.max_output_tokens
