@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import psutil
+import pytest
 
 from autoresearch.system import leash
 
@@ -49,10 +50,12 @@ def test_the_exit_code_is_the_commands(tmp_path: Path) -> None:
     assert tmp_path.is_dir()
 
 
-def test_letting_go_ends_everybody(tmp_path: Path) -> None:
+def test_letting_go_ends_everybody(tmp_path: Path, request: pytest.FixtureRequest) -> None:
     """As the kernel does for us at kill -9; the folder goes too, however deep it is."""
     place = tmp_path / "place"
     place.mkdir()
+    # where this fails pytest would have to remove it, recurses, and stumbles in all later sessions
+    request.addfinalizer(lambda: subprocess.run(["rm", "-rf", place], check=False))
     inner = os.open(place, os.O_RDONLY)
     for _ in range(1500):
         os.mkdir("d", dir_fd=inner)
