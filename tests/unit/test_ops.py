@@ -424,8 +424,14 @@ EDITS = {
 
 @pytest.mark.parametrize("edit", list(EDITS))
 @pytest.mark.parametrize("told", [{}, {"KEY_OFFSET": True, "QK_GAIN": 1.3, "SOFTCAP": 30.0}])
-def test_what_somebody_edited_is_found(edit: str, told: dict[str, Any]) -> None:
-    """Each operator of train.py that is not its twin any more, by values or gradients alone."""
+def test_what_somebody_edited_is_found(
+    edit: str, told: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each operator of train.py that is not its twin any more, by values or gradients alone; what
+    the run's seed draws afterwards, on a card too, is left as it was.
+    """
+    reseeded: list[int] = []
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", reseeded.append)
     old, new, expected = EDITS[edit]
     source = substitute(TRAIN.read_text(encoding="utf-8"), {"DOCUMENT_MASK": True, **told})
     assert edit == "" or source.count(old) == 1
@@ -437,6 +443,7 @@ def test_what_somebody_edited_is_found(edit: str, told: dict[str, Any]) -> None:
     found = edited.find_edited(operators, shape, softcap=train.SOFTCAP, gain=train.QK_GAIN)
     assert found == expected
     assert torch.equal(random, torch.get_rng_state())
+    assert not reseeded
 
 
 def test_what_somebody_edited_stays(train: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
