@@ -118,9 +118,7 @@ class Repository:
         except GitError as error:
             said = (error.said.splitlines() or [str(error)])[0]
             remedy = f"see `git -C {source} branch`"
-            if (
-                "dubious ownership" in said
-            ):  # no setting of the person's is read, safe.directory too
+            if "dubious ownership" in said:  # and safe.directory is among the settings not read
                 remedy = "it belongs to another user; copy it with `cp -r` and import from the copy"
             raise UserError(
                 f"could not fetch branch {branch!r} from {source}: {said}; {remedy}"

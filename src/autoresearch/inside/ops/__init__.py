@@ -3,8 +3,8 @@
 train.py is complete without this package: it has plain versions of all of them, and calls `install`
 to replace what this machine has something better for, and what nobody has edited (edited.py). A
 missing library, an older chip or a kernel that fails its trial call means the next choice, never an
-error. Importing this package imports
-torch alone; triton, FlashAttention and quack come with the operators that use them.
+error. Importing this package imports torch alone; triton, FlashAttention and quack come with the
+operators that use them.
 """
 
 from __future__ import annotations
