@@ -239,7 +239,7 @@ def mlp_tiles() -> None:
 
 def weight_gradients() -> None:
     """Sums over all rows: cuBLAS, and quack with the sum cut into parts."""
-    from autoresearch.inside.ops import mlp
+    from autoresearch.inside.ops import linear
 
     meter.say("switch: mlp.WEIGHT_SPLITS=n (MLP only); 0 is what was")
     for rows, columns in ((4 * C, C), (C, 4 * C), (3 * C, C), (C, C)):
@@ -251,7 +251,7 @@ def weight_gradients() -> None:
         for parts in (4, 8, 16):
 
             def one(a=a, b=b, parts=parts, goal=goal, n=name, f=flops, m=moved) -> None:  # type: ignore[no-untyped-def]
-                call = lambda: mlp.load_quack().split_product(a, b, parts)  # noqa: E731
+                call = lambda: linear.load_gemm().split_product(a, b, parts)  # noqa: E731
                 meter.check(f"{n} quack {parts}", [(call(), goal)], 1e-2)
                 meter.row(f"{n} quack {parts}", meter.median_ms(call), f, m)
 
@@ -259,8 +259,8 @@ def weight_gradients() -> None:
 
 
 def projections() -> None:
-    """The other products by cuBLAS and by quack: there is no switch yet, only whether it pays."""
-    from autoresearch.inside.ops import mlp
+    """The other products by cuBLAS and by quack: linear.ENABLED."""
+    from autoresearch.inside.ops import linear
 
     for inner, outer, is_transposed in (
         (C, 3 * C, False), (3 * C, C, True), (C, C, False), (C, C, True),
@@ -276,7 +276,7 @@ def projections() -> None:
         for tiles in ((128, 192, 1, 2, 1, 0), (128, 256, 0, 2, 1, 0), (256, 128, 0, 2, 1, 0)):
 
             def one(x=x, b=b, tiles=tiles, goal=goal, n=name, f=flops, m=moved) -> None:  # type: ignore[no-untyped-def]
-                call = lambda: mlp.load_quack().product(x, b, tiles)  # noqa: E731
+                call = lambda: linear.load_gemm().product(x, b, tiles)  # noqa: E731
                 meter.check(f"{n} quack {tiles[:2]}", [(call()[:2048], goal)], 1e-2)
                 meter.row(f"{n} quack {tiles[:2]}", meter.median_ms(call), f, m)
 

@@ -262,12 +262,12 @@ def time_polar() -> None:
 
 def section_tune() -> None:
     """What quack's own search over tile shapes would add."""
-    from autoresearch.inside.ops import mlp
+    from autoresearch.inside.ops import linear
 
     N, C = 2**18, 512
     x, fc, flops = normal(N, C).detach(), normal(4 * C, C).detach(), 8.0 * N * C * C
     started = time.perf_counter()
-    mlp.load_quack().up(x, fc.mT, tuned=True)
+    linear.load_gemm().up(x, fc.mT, tuned=True)
     say(f"quack tuning took {time.perf_counter() - started:.1f} s")
-    ms = median_ms(lambda: mlp.load_quack().up(x, fc.mT, tuned=True))
+    ms = median_ms(lambda: linear.load_gemm().up(x, fc.mT, tuned=True))
     row("mlp quack tuned up", ms, flops, 0)

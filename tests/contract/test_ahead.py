@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from autoresearch.inside import ops
@@ -87,7 +88,7 @@ def build(constants: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> tuple[A
         operators.window = heads.as_tensor
         operators.lookup = lambda *given: _first_and_others(table._Lookup.apply(*given))
         operators.head_loss = lambda x, head, targets: softcap_ce._HeadLoss.apply(
-            x.flatten(0, 1), head, targets.flatten(), factors["softcap"]
+            x.flatten(0, 1), head, targets.flatten(), factors["softcap"], F.linear
         )
 
     monkeypatch.setattr(ops, "install", install)

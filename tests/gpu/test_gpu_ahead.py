@@ -29,7 +29,7 @@ assert not torch.cuda.is_initialized(), "the children have the card, not we"
 """
 CALL = """
 import torch
-from autoresearch.inside.ops import heads
+from autoresearch.inside.ops import heads, linear
 from autoresearch.inside.ops.documents import find_bounds
 
 B, T, H, D = 70, 512, 2, 128
@@ -38,6 +38,10 @@ turns = [torch.ones(T, 1, D // 2, device="cuda", dtype=torch.bfloat16)] * 2
 bounds = find_bounds(torch.randint(9, (B, T), device="cuda"), 0)
 for window in (128, -1):
     heads.attend_heads(qkv, *turns, H, None, None, window, True, bounds, 1.0).sum().backward()
+for columns in (3 * H * D, H * D):
+    x = torch.randn(B, T, H * D, device="cuda", dtype=torch.bfloat16, requires_grad=True)
+    weight = torch.randn(columns, H * D, device="cuda", dtype=torch.bfloat16, requires_grad=True)
+    linear.linear(x, weight).sum().backward()
 """
 
 
@@ -62,7 +66,7 @@ def test_kernels_appear_before_they_are_called(tmp_path: Path) -> None:
     made = run(WAIT_AND_BUILD)
     parts = {path.parent.name for path in made if path.is_relative_to(tmp_path / "flash")}
     assert {"fwd", "bwd", "bwd_pre", "bwd_post", "tile_cumsum", "blocks_to_batch"} <= parts
-    assert sum(path.is_relative_to(tmp_path / "quack") for path in made) == 2
+    assert sum(path.is_relative_to(tmp_path / "quack") for path in made) == 5
     kernels = {path.stem for path in made if path.suffix == ".cubin"}
     assert {
         "add_norm",
@@ -72,4 +76,4 @@ def test_kernels_appear_before_they_are_called(tmp_path: Path) -> None:
         "softcap_ce",
     } <= kernels
     assert {"split_heads", "split_heads_backward"} <= kernels
-    assert run(CALL) == made  # attention as a step calls it, by documents of many rows
+    assert run(CALL) == made  # attention and products as a step calls them, many rows

@@ -16,6 +16,7 @@ from torch import Tensor
 from autoresearch.inside.ops import (
     attention,
     heads,
+    linear,
     mlp,
     polar,
     residual,
@@ -126,6 +127,28 @@ def test_head_loss(num: int, width: int, vocab: int) -> None:
         inputs,
         2e-2,
     )
+
+
+@pytest.mark.parametrize("sizes", [(333, 512, 1536), (1000, 640, 640), (65, 2304, 768), (9, 8, 16)])
+def test_linear(sizes: tuple[int, int, int]) -> None:
+    """Output and two gradients, with rows that no tile divides."""
+    if torch.cuda.get_device_capability()[0] != 9:
+        pytest.skip("made for Hopper")
+    pytest.importorskip("quack")
+    num, channels, columns = sizes
+    inputs = [normal(3, num, channels), normal(columns, channels, scale=0.1)]
+    assert_agree(linear.linear, linear.linear_twin, inputs, 1e-2)
+
+
+def test_linear_of_what_quack_cannot() -> None:
+    """Odd sizes, one vector, no rows, another precision: plain torch's."""
+    for x, weight in (
+        (normal(5, 12), normal(7, 12)),
+        (normal(16), normal(8, 16)),
+        (normal(0, 16), normal(8, 16)),
+        (normal(5, 16, dtype=torch.float32), normal(8, 16, dtype=torch.float32)),
+    ):
+        torch.testing.assert_close(linear.linear(x, weight), linear.linear_twin(x, weight))
 
 
 @pytest.mark.parametrize("backend", ["quack", "triton", "torch"])

@@ -35,6 +35,7 @@ from autoresearch.inside.ops import (
     edited,
     fa4,
     heads,
+    linear,
     mlp,
     polar,
     residual,
@@ -237,11 +238,25 @@ class TestAhead:
         both = ahead.list_calls(CPU, SHAPE, False)
         names = [Counter(call.func.__name__ for call in calls) for calls in (forth, both)]
         each = {"try_forward": 2, "try_up": 1, "try_kind": 4, "call_kernels": 2}
-        assert names[0] == {**each, "try_out": 1}
+        assert names[0] == {**each, "try_out": 1, "try_product": 1}
         back = {"try_backward": 2, "try_down": 1, "call_kernel": 2, "try_share": 1}
-        assert names[1] == {**each, **back}
+        assert names[1] == {**each, **back, "try_product": 2}
         short = replace(SHAPE, windows=[64] * 3)
         assert len(ahead.list_calls(CPU, short, True)) == len(forth) - 1
+
+
+@pytest.mark.parametrize(("heads", "groups"), [(4, 4), (4, 1), (6, 6), (3, 1), (12, 12)])
+def test_products_of_a_model_are_all_tried(heads: int, groups: int) -> None:
+    """Each kernel that a step or a score calls, and no kernel twice."""
+    joined, width = (heads + 2 * groups) * 128, heads * 128
+    forth = [(width, joined, False), (width, width, False)]
+    back = [(joined, width, True), (width, width, True)]
+    shape = replace(SHAPE, width=width, num_heads=heads, kv_heads=groups, head_dim=128)
+    for is_scored, called in ((True, forth), (False, forth + back)):
+        kinds = linear.list_kinds(shape, is_scored=is_scored)
+        tried = [(linear._tiles(*sizes), is_back) for *sizes, is_back in kinds]
+        assert set(tried) == {(linear._tiles(*sizes), is_back) for *sizes, is_back in called}
+        assert len(set(tried)) == len(tried)
 
 
 @pytest.mark.parametrize(("factor", "is_right"), [(1.0, True), (1.019, True), (1.021, False)])
@@ -384,6 +399,11 @@ def test_what_fails_its_trial_is_not_installed(
 
 EDITS = {
     "": ("a = 0", "a = 0", set()),
+    "another product": (
+        "add_norm, share, F.linear",
+        "add_norm, share, lambda x, weight: F.linear(x, weight + 1)",
+        {"linear"},
+    ),
     "another activation": ("F.relu(F.linear(x, fc)).square()", "F.gelu(F.linear(x, fc))", {"mlp"}),
     "another norm": (
         "return F.rms_norm(x, (x.size(-1),), eps=1e-6)",
@@ -453,8 +473,10 @@ def test_what_somebody_edited_stays(train: ModuleType, monkeypatch: pytest.Monke
     monkeypatch.setattr(ops, "once", lambda *_: None)
     monkeypatch.setattr(attention, "choose", lambda *_: (None, "fa4"))
     monkeypatch.setattr(mlp, "choose", lambda *_: ("quack", ""))
+    monkeypatch.setattr(linear, "choose", lambda *_: "")
     monkeypatch.setattr(rotary, "is_supported", lambda _head_dim: True)
     parts = {"mlp", "add_norm", "split_heads", "attend", "attend_heads", "lookup", "head_loss"}
+    parts |= {"linear"}
     for edits in (set(), {*parts, "softcap"}):
         monkeypatch.setattr(ops, "find_edited", lambda *_, edits=edits, **__: edits)
         operators = train.Operators(CPU, None)
@@ -603,7 +625,7 @@ def test_polar_agrees(train: ModuleType, shape: tuple[int, ...]) -> None:
 def test_package_needs_torch_alone() -> None:
     """Kernel modules alone import more than torch at the top, and nobody imports those so."""
     modules = {path.stem: ast.parse(path.read_text()) for path in OPS.glob("*.py")}
-    for name in set(modules) - {"quack_relu2"}:
+    for name in set(modules) - {"quack_gemm"}:
         for node in modules[name].body:
             text = ast.unparse(node) if isinstance(node, ast.Import | ast.ImportFrom) else ""
             for word in ("triton", "kernels", "quack", "flash_attn"):

@@ -265,7 +265,7 @@ class Operators:
     def __init__(self, device, model):
         self.split_heads, self.attend, self.mlp = split_heads, sdpa, relu2_mlp
         self.lookup, self.head_loss, self.softcap = lookup, head_loss, softcap
-        self.add_norm, self.share = add_norm, share
+        self.add_norm, self.share, self.linear = add_norm, share, F.linear
         self.window, self.find_documents = int, count_documents
         self.names = {"attend": "sdpa"}
         if device.type == "cuda" and KERNELS:
@@ -314,12 +314,12 @@ def block(x, y, mixed, resid, cos, sin, weights, value, window, documents, ops):
     x, h, first = ops.add_norm(x, y, mixed, resid, front)
     # gates start at exactly 1: their weights are zero
     opening = None if gate is None else F.linear(first, gate)
-    heads = F.linear(h, qkv)
+    heads = ops.linear(h, qkv)
     where = (window, KEY_OFFSET, documents)
     seen = ops.attend_heads(heads, cos, sin, num_heads, opening, value, *where)
     if head_gate is not None:
         seen = gate_heads(seen, first, head_gate)
-    x, h, _ = ops.add_norm(x, F.linear(seen.flatten(2), out))
+    x, h, _ = ops.add_norm(x, ops.linear(seen.flatten(2), out))
     return x, ops.mlp(h, fc, proj)
 
 
@@ -423,7 +423,7 @@ class GPT(nn.Module):
         x = ops.add_norm(x, y)[1]
         if targets is not None:
             return ops.head_loss(x, self.head, targets)
-        return ops.softcap(F.linear(x, self.head.to(dtype)))
+        return ops.softcap(ops.linear(x, self.head.to(dtype)))
 
     def flops_per_token(self, is_exact=False):
         """Forward and backward FLOPs; the exact count leaves out keys that windows mask."""

@@ -18,8 +18,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+import torch.nn.functional as F
 
-from autoresearch.inside.ops import ahead, heads, residual, rotary, softcap_ce, table
+from autoresearch.inside.ops import ahead, heads, linear, residual, rotary, softcap_ce, table
 from autoresearch.inside.ops import attention as _attention
 from autoresearch.inside.ops import mlp as _mlp
 from autoresearch.inside.ops.edited import find_edited
@@ -39,6 +40,7 @@ class Operators(Protocol):
     find_documents: Any
     add_norm: Any
     share: Any
+    linear: Any
     mlp: Any
     lookup: Any
     head_loss: Any
@@ -77,8 +79,13 @@ def install(
     operators.names["attend"] = name
     if torch.cuda.get_device_capability(device) < (8, 0) or not _has_triton():
         return
+    reason = linear.choose(device, shape) if linear.ENABLED else "off"
+    multiply = F.linear if reason else linear.linear
+    if "linear" not in edited:
+        operators.linear = multiply
+        operators.names["linear"] = f"torch ({reason})" if reason else "quack"
     if "head_loss" not in edited:
-        operators.head_loss = partial(softcap_ce.head_loss, cap=softcap)
+        operators.head_loss = partial(softcap_ce.head_loss, cap=softcap, linear=multiply)
         operators.names["loss"] = "triton"
     works = partial(once, "softcap", device, partial(softcap_ce.try_out, device))
     if "softcap" not in edited and _is_fine(operators, "softcap", works):
@@ -132,7 +139,7 @@ def preload() -> None:
         with suppress(Exception):  # whatever is missing or broken: `install` finds out
             importlib.import_module(name)
     with suppress(Exception):
-        _mlp.load_quack()
+        linear.load_gemm()
     ahead.stand_by()
 
 

@@ -19,6 +19,7 @@ from autoresearch.inside.ops import (
     attention,
     documents,
     heads,
+    linear,
     mlp,
     residual,
     rotary,
@@ -40,6 +41,7 @@ def find_edited(operators: Any, shape: Shape, *, softcap: float, gain: float) ->
     with torch.random.fork_rng(devices=[]), _one_thread():
         torch.default_generator.manual_seed(0)  # torch.manual_seed would seed the card as well
         cases = {
+            "linear": _linear(operators),
             "mlp": _mlp(operators),
             "add_norm": _add_norm(operators),
             "split_heads": _split_heads(operators, shape, gain),
@@ -84,6 +86,10 @@ def _results(function: Function, inputs: list[Tensor]) -> list[Tensor]:
 
 def _normal(*shape: int) -> Tensor:
     return torch.randn(shape)
+
+
+def _linear(operators: Any) -> list[Case]:
+    return [(operators.linear, linear.linear_twin, [_normal(B, T, C), _normal(24, C)])]
 
 
 def _mlp(operators: Any) -> list[Case]:

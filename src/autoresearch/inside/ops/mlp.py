@@ -7,14 +7,14 @@ over the widest tensor of the model. Two backends: `quack` (CuTe DSL, Hopper) an
 
 from __future__ import annotations
 
-import importlib
-from functools import cache, partial
+from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from autoresearch.inside.ops.linear import load_gemm
 from autoresearch.inside.ops.machine import num_processors
 from autoresearch.inside.ops.trial_call import compare, once
 
@@ -22,7 +22,6 @@ BACKENDS = ("quack", "triton")  # best first; leave one out to do without it
 # quack's tiles: (rows, columns, ping-pong, cluster rows, cluster columns, swap); (): its default
 UP_TILES: tuple[int, ...] = ()
 DOWN_TILES: tuple[int, ...] = ()
-LOADS_AHEAD = 0  # pieces of the squares under way at once in quack's way back; 0: its own choice, 4
 WEIGHT_SPLITS = 0  # parts into which quack cuts the sums of weight gradients; 0: cuBLAS does them
 
 
@@ -98,7 +97,7 @@ def relu2_backward(
     grad = grad.contiguous()
     hidden = _down_gradient(grad, proj, squares, backend)
     if backend == "quack" and WEIGHT_SPLITS:
-        split = load_quack().split_product
+        split = load_gemm().split_product
         return hidden @ fc, split(hidden, x, WEIGHT_SPLITS), split(grad, squares, WEIGHT_SPLITS)
     return hidden @ fc, hidden.mT @ x, grad.mT @ squares
 
@@ -126,7 +125,7 @@ relu2_forward.register_autograd(_gradient, setup_context=_setup)
 def _up(x: Tensor, fc: Tensor, backend: str) -> Tensor:
     """max(x fc^T, 0)^2."""
     if backend == "quack":
-        return load_quack().up(x.detach(), fc.detach().mT, **_tiles(UP_TILES))["D"]
+        return load_gemm().up(x.detach(), fc.detach().mT, **_tiles(UP_TILES))["D"]
     if backend == "triton":
         return gemm_relu2(x, fc)
     return F.relu(F.linear(x, fc)).square_()
@@ -136,7 +135,7 @@ def _down_gradient(grad: Tensor, proj: Tensor, squares: Tensor, backend: str) ->
     """The gradient before the activation: (grad proj) 2 sqrt(squares)."""
     if backend == "quack":
         operands = (grad.detach(), proj.detach(), squares.detach())
-        return load_quack().down_gradient(*operands, **_tiles(DOWN_TILES))["D"]
+        return load_gemm().down_gradient(*operands, **_tiles(DOWN_TILES))["D"]
     if backend == "triton":
         return gemm_relu2(grad, proj.mT.contiguous(), squares)
     return (grad @ proj).mul_(squares.sqrt().mul_(2))
@@ -144,16 +143,7 @@ def _down_gradient(grad: Tensor, proj: Tensor, squares: Tensor, backend: str) ->
 
 def _tiles(shape: tuple[int, ...]) -> dict[str, Any]:
     """Options of a call: tiles of this shape, without a search."""
-    return {"tuned": False, "config": load_quack().tiles(*shape) if shape else None}
-
-
-@cache
-def load_quack() -> Any:
-    """The epilogues; what they compile is kept where QUACK_CACHE_DIR says."""
-    module = importlib.import_module("autoresearch.inside.ops.quack_relu2")
-    if LOADS_AHEAD:
-        module.load_ahead(LOADS_AHEAD)
-    return module
+    return {"tuned": False, "config": load_gemm().tiles(*shape) if shape else None}
 
 
 def gemm_relu2(a: Tensor, b: Tensor, squares: Tensor | None = None) -> Tensor:

@@ -9,6 +9,7 @@ write of float32.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -59,23 +60,35 @@ def head_loss_twin(x: Tensor, head: Tensor, targets: Tensor, cap: float) -> Tens
     return F.cross_entropy(logits.flatten(0, -2), targets.flatten())
 
 
-def head_loss(x: Tensor, head: Tensor, targets: Tensor, cap: float) -> Tensor:
-    """Mean cross-entropy of softcapped logits in nats; the twin on a CPU or with a wide cap."""
+def head_loss(
+    x: Tensor, head: Tensor, targets: Tensor, cap: float, linear: Callable[..., Tensor] = F.linear
+) -> Tensor:
+    """Mean cross-entropy of softcapped logits in nats; the twin on a CPU or with a wide cap.
+
+    `linear` makes the logits.
+    """
     if x.device.type == "cpu" or cap > MAX_CAP:
         return head_loss_twin(x, head, targets, cap)
-    loss: Tensor = _HeadLoss.apply(x.flatten(0, -2), head, targets.flatten(), cap)
+    loss: Tensor = _HeadLoss.apply(x.flatten(0, -2), head, targets.flatten(), cap, linear)
     return loss
 
 
 class _HeadLoss(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, head: Tensor, targets: Tensor, cap: float) -> Tensor:
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        head: Tensor,
+        targets: Tensor,
+        cap: float,
+        linear: Callable[..., Tensor],
+    ) -> Tensor:
         weight = head.to(x.dtype)
         losses = torch.empty(len(x), device=x.device, dtype=torch.float32)
         dx, dhead = torch.empty_like(x), torch.zeros_like(head, dtype=torch.float32)
         for start in range(0, len(x), CHUNK_TOKENS):
             part = slice(start, min(start + CHUNK_TOKENS, len(x)))
-            logits = F.linear(x[part], weight)
+            logits = linear(x[part], weight)
             loss_and_gradient(logits, targets[part], losses[part], cap, 1.0 / len(x))
             torch.mm(logits, weight, out=dx[part])
             dhead += logits.mT @ x[part]
@@ -86,7 +99,7 @@ class _HeadLoss(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         dx, dhead = ctx.saved_tensors
         scale = grads[0]
-        return dx * scale, dhead * scale, None, None
+        return dx * scale, dhead * scale, None, None, None
 
 
 def loss_and_gradient(

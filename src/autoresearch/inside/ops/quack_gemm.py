@@ -1,4 +1,4 @@
-"""What the MLP asks of quack: epilogues, functions of one accumulated element, and plain products.
+"""What is asked of quack: products, plain and with epilogues, functions of one accumulated element.
 
 Importing this needs the `quack-kernels` package and the CUTLASS DSL. quack makes the key of a
 compiled kernel from the functions that an epilogue names, and gives up on some of the DSL's own:
@@ -11,7 +11,6 @@ from functools import cache
 from cutlass import cute
 from quack import activation
 from quack.epilogue.frontend import gemm_epilogue
-from quack.gemm_sm90 import GemmSm90
 
 
 @cache  # quack knows a configuration by its identity
@@ -29,15 +28,6 @@ def tiles(rows, columns, is_pingpong, cluster_rows=2, cluster_columns=1, swaps=F
         is_dynamic_persistent=False,
         device_capacity=9,
     )
-
-
-def load_ahead(num_pieces):
-    """How many pieces of an operand an epilogue asks for at once; a tile of 128 x 192 has 12.
-
-    quack's 4 are 16 KB under way a processor, less than memory's latency wants. Its key of a
-    compiled kernel does not know: another number needs another QUACK_CACHE_DIR.
-    """
-    GemmSm90.epi_c_stage_base = num_pieces
 
 
 def split_product(a, b, num_splits):
@@ -69,5 +59,5 @@ def same(acc):
 
 
 def product(a, b, shape):
-    """a b, by tiles of this shape."""
+    """a (M, K) times b (K, N), by tiles of this shape."""
     return same(a.detach(), b.detach(), tuned=False, config=tiles(*shape))["D"]
