@@ -466,6 +466,19 @@ def test_what_somebody_edited_is_found(
     assert not reseeded
 
 
+@pytest.mark.parametrize(
+    ("gone", "expected"), [("linear", "linear"), ("share", "add_norm"), ("mlp", "mlp")]
+)
+def test_what_train_py_does_not_have_is_left_alone(
+    train: ModuleType, gone: str, expected: str
+) -> None:
+    """As in a workspace that is older than the operator."""
+    operators = train.Operators(CPU, None)
+    delattr(operators, gone)
+    found = edited.find_edited(operators, SHAPE, softcap=train.SOFTCAP, gain=train.QK_GAIN)
+    assert found == {expected}
+
+
 def test_what_somebody_edited_stays(train: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     """On a card too, and the names say so."""
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _device: (9, 0))

@@ -22,6 +22,7 @@ BACKENDS = ("quack", "triton")  # best first; leave one out to do without it
 # quack's tiles: (rows, columns, ping-pong, cluster rows, cluster columns, swap); (): its default
 UP_TILES: tuple[int, ...] = ()
 DOWN_TILES: tuple[int, ...] = ()
+LOADS_EARLY = False  # quack_gemm.EarlyLoads; another QUACK_CACHE_DIR for each: its keys do not know
 WEIGHT_SPLITS = 0  # parts into which quack cuts the sums of weight gradients; 0: cuBLAS does them
 
 
@@ -135,6 +136,8 @@ def _down_gradient(grad: Tensor, proj: Tensor, squares: Tensor, backend: str) ->
     """The gradient before the activation: (grad proj) 2 sqrt(squares)."""
     if backend == "quack":
         operands = (grad.detach(), proj.detach(), squares.detach())
+        if LOADS_EARLY:
+            load_gemm().load_early()
         return load_gemm().down_gradient(*operands, **_tiles(DOWN_TILES))["D"]
     if backend == "triton":
         return gemm_relu2(grad, proj.mT.contiguous(), squares)
