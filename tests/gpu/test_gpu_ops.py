@@ -140,6 +140,19 @@ def test_linear(sizes: tuple[int, int, int]) -> None:
     assert_agree(linear.linear, linear.linear_twin, inputs, 1e-2)
 
 
+def test_linear_of_views() -> None:
+    """Parts of rows, from places that the copy engine cannot begin at too."""
+    pytest.importorskip("quack")
+    whole, weight = normal(100, 300), normal(64, 264)
+    for start in (0, 4, 8):
+        assert_agree(
+            lambda x, w, start=start: linear.linear(x[:, start : start + 264], w),
+            lambda x, w, start=start: linear.linear_twin(x[:, start : start + 264], w),
+            [whole, weight],
+            1e-2,
+        )
+
+
 def test_linear_of_what_quack_cannot() -> None:
     """Odd sizes, one vector, no rows, another precision: plain torch's."""
     for x, weight in (

@@ -259,6 +259,19 @@ def test_products_of_a_model_are_all_tried(heads: int, groups: int) -> None:
         assert len(set(tried)) == len(tried)
 
 
+def test_matrices_are_copied_where_the_copy_engine_could_not_read_them() -> None:
+    """Views that begin between multiples of 16 bytes, have gaps everywhere, or repeat a row."""
+    whole = torch.randn(32, 24).bfloat16()
+    for fine in (whole, whole.mT, whole[:, :16], whole[:, 8:], whole[::2], whole[1:].mT):
+        assert linear.aligned(fine) is fine
+    odd = torch.randn(32, 20).bfloat16()
+    for other in (whole[:, 4:20], whole[:, ::2], whole[:1].expand(8, 24), odd, odd.mT, odd[:, :16]):
+        copy = linear.aligned(other)
+        assert torch.equal(copy, other)
+        assert copy.is_contiguous()
+        assert copy.data_ptr() % 16 == 0
+
+
 @pytest.mark.parametrize(("factor", "is_right"), [(1.0, True), (1.019, True), (1.021, False)])
 def test_a_trial_call_may_be_off_by_two_percent(factor: float, is_right: bool) -> None:
     """Of the twin's norm, each result apart; bfloat16 is compared in float32."""

@@ -82,7 +82,17 @@ def linear(x: Tensor, weight: Tensor) -> Tensor:
 
 def multiply(a: Tensor, b: Tensor) -> Tensor:
     """a (M, K) times b (K, N) by quack."""
-    return load_gemm().product(a, b, _tiles(*b.shape))
+    return load_gemm().product(aligned(a), aligned(b), _tiles(*b.shape))
+
+
+def aligned(matrix: Tensor) -> Tensor:
+    """The matrix, copied unless it lies as Hopper's copy engine reads it.
+
+    That is rows or columns without gaps, which begin at multiples of 16 bytes.
+    """
+    small, large = sorted(matrix.stride())
+    is_fine = small == 1 and large % 8 == 0 and matrix.data_ptr() % 16 == 0
+    return matrix if is_fine else matrix.clone(memory_format=torch.contiguous_format)
 
 
 def _tiles(channels: int, columns: int) -> tuple[int, ...]:

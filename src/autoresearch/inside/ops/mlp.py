@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from autoresearch.inside.ops.linear import load_gemm
+from autoresearch.inside.ops.linear import aligned, load_gemm
 from autoresearch.inside.ops.machine import num_processors
 from autoresearch.inside.ops.trial_call import compare, once
 
@@ -126,7 +126,8 @@ relu2_forward.register_autograd(_gradient, setup_context=_setup)
 def _up(x: Tensor, fc: Tensor, backend: str) -> Tensor:
     """max(x fc^T, 0)^2."""
     if backend == "quack":
-        return load_gemm().up(x.detach(), fc.detach().mT, **_tiles(UP_TILES))["D"]
+        operands = (aligned(x.detach()), aligned(fc.detach().mT))
+        return load_gemm().up(*operands, **_tiles(UP_TILES))["D"]
     if backend == "triton":
         return gemm_relu2(x, fc)
     return F.relu(F.linear(x, fc)).square_()
@@ -135,7 +136,7 @@ def _up(x: Tensor, fc: Tensor, backend: str) -> Tensor:
 def _down_gradient(grad: Tensor, proj: Tensor, squares: Tensor, backend: str) -> Tensor:
     """The gradient before the activation: (grad proj) 2 sqrt(squares)."""
     if backend == "quack":
-        operands = (grad.detach(), proj.detach(), squares.detach())
+        operands = tuple(aligned(t.detach()) for t in (grad, proj, squares))
         if LOADS_EARLY:
             load_gemm().load_early()
         return load_gemm().down_gradient(*operands, **_tiles(DOWN_TILES))["D"]
