@@ -19,26 +19,14 @@ import torch
 
 N, C, T, H, D = 2**18, 512, 2048, 4, 128
 UNIT = 2 * N * C  # bytes of one tensor (N, C)
-TILES = (  # of quack: rows, columns, ping-pong, cluster rows, cluster columns, swap
-    (),
-    (128, 128, 1, 2, 1, 0),
-    (128, 128, 1, 1, 2, 0),
-    (128, 256, 0, 2, 1, 0),
-    (256, 128, 0, 2, 1, 0),
-    (256, 128, 0, 1, 2, 0),
-    (128, 192, 1, 1, 2, 0),
-    (192, 128, 1, 1, 2, 0),
-    (128, 128, 1, 2, 1, 1),
-    (256, 128, 0, 2, 1, 1),
-)
 
 
 def section_leads() -> None:
     """All leads, the largest expected gain first."""
     torch.manual_seed(time.time_ns() % 2**31)
     meter.say(f"{'lead':44s} {'ms':>8s} {'floor':>8s} {'x floor':>8s}   TFLOP/s")
-    leads = (residual, mlp_tiles, heads, split_heads, gradients_of_x0, gate, weight_gradients)
-    for lead in (*leads, projections, loss):
+    leads = (residual, heads, split_heads, gradients_of_x0, gate, projections, loss)
+    for lead in leads:
         meter.attempt(lead.__name__, lead)
 
 
@@ -213,74 +201,36 @@ def gate() -> None:
         meter.row("gate, the same as 512 products", meter.median_ms(batched), 0, 2 * N * (32 + H))
 
 
-def mlp_tiles() -> None:
-    """quack's tile shapes for both epilogues, checked against plain torch."""
-    from autoresearch.inside.ops import mlp
+def projections() -> None:
+    """The products of both presets by cuBLAS and by quack, half a second each at the power cap."""
+    meter.say("switch: linear.ENABLED=False is what was; linear.TILES and WIDE_TILES")
+    for rows, width, vocab in ((2**18, 512, 8192), (2**17, 768, 16384)):
+        for inner, outer in ((width, 3 * width), (width, width), (4 * width, width)):
+            product(rows, inner, outer, is_back=False)
+            product(rows, outer, inner, is_back=True)
+        product(rows // 8, width, vocab, is_back=False)
+        product(rows // 8, vocab, width, is_back=True)
 
-    meter.say('switch: mlp.DOWN_TILES="(rows, columns, ...)" and mlp.UP_TILES; () is what was')
-    x, grad = meter.normal(N, C).detach(), meter.normal(N, C).detach()
-    fc, proj = meter.normal(4 * C, C).detach(), meter.normal(C, 4 * C).detach()
-    squares = mlp._up(x, fc, "torch")
-    goals = squares[:2048].clone(), mlp._down(grad[:2048], proj, squares[:2048])
-    for tiles in TILES:
 
-        def one(tiles: tuple[int, ...] = tiles) -> None:
-            mlp.UP_TILES = mlp.DOWN_TILES = tiles
-            calls = (lambda: mlp._up(x, fc, "quack"),
-                     lambda: mlp._down_gradient(grad, proj, squares, "quack"))  # fmt: skip
-            for name, call, goal, moved in zip(("up", "down"), calls, goals, (5, 9), strict=True):
-                label = f"quack {name} {tiles or 'default'}"
-                meter.check(label, [(call()[:2048], goal)], 1e-2)
-                meter.row(label, meter.median_ms(call), 8.0 * N * C * C, moved * UNIT)
+def product(rows: int, inner: int, outer: int, *, is_back: bool) -> None:
+    """One of them; the way back multiplies by the matrix as it lies."""
+    from autoresearch.inside.ops import linear
+
+    x = meter.normal(rows, inner).detach()
+    weight = meter.normal(*((inner, outer) if is_back else (outer, inner))).detach()
+    b = weight if is_back else weight.mT
+    name = f"{rows} x {inner} -> {outer}{' back' * is_back}"
+    flops, moved = 2.0 * rows * inner * outer, 2.0 * rows * (inner + outer)
+    meter.row(f"{name} cuBLAS", meter.median_ms(lambda: x @ b, 500), flops, moved)
+    goal = x[:2048] @ b
+    for tiles in (linear.TILES, linear.WIDE_TILES):
+
+        def one(tiles: tuple[int, ...] = tiles, label: str = f"{name} quack {tiles[:2]}") -> None:
+            call = lambda: linear.load_gemm().product(x, b, tiles)  # noqa: E731
+            meter.check(label, [(call()[:2048], goal)], 1e-2)
+            meter.row(label, meter.median_ms(call, 500), flops, moved)
 
         meter.attempt(f"quack {tiles}", one)
-    mlp.UP_TILES = mlp.DOWN_TILES = ()
-
-
-def weight_gradients() -> None:
-    """Sums over all rows: cuBLAS, and quack with the sum cut into parts."""
-    from autoresearch.inside.ops import linear
-
-    meter.say("switch: mlp.WEIGHT_SPLITS=n (MLP only); 0 is what was")
-    for rows, columns in ((4 * C, C), (C, 4 * C), (3 * C, C), (C, C)):
-        a, b = meter.normal(N, rows).detach(), meter.normal(N, columns).detach()
-        flops, moved = 2.0 * N * rows * columns, 2.0 * N * (rows + columns)
-        goal = a.mT @ b
-        name = f"weight gradient {rows}x{columns}"
-        meter.row(f"{name} cuBLAS", meter.median_ms(lambda: a.mT @ b), flops, moved)  # noqa: B023
-        for parts in (4, 8, 16):
-
-            def one(a=a, b=b, parts=parts, goal=goal, n=name, f=flops, m=moved) -> None:  # type: ignore[no-untyped-def]
-                call = lambda: linear.load_gemm().split_product(a, b, parts)  # noqa: E731
-                meter.check(f"{n} quack {parts}", [(call(), goal)], 1e-2)
-                meter.row(f"{n} quack {parts}", meter.median_ms(call), f, m)
-
-            meter.attempt(f"{name} quack {parts}", one)
-
-
-def projections() -> None:
-    """The other products by cuBLAS and by quack: linear.ENABLED."""
-    from autoresearch.inside.ops import linear
-
-    for inner, outer, is_transposed in (
-        (C, 3 * C, False), (3 * C, C, True), (C, C, False), (C, C, True),
-        (4 * C, C, False), (4 * C, C, True),
-    ):  # fmt: skip
-        x = meter.normal(N, inner).detach()
-        weight = meter.normal(*((inner, outer) if is_transposed else (outer, inner))).detach()
-        b = weight if is_transposed else weight.mT
-        flops, moved = 2.0 * N * inner * outer, 2.0 * N * (inner + outer)
-        name = f"{inner}->{outer}{' back' * is_transposed}"
-        meter.row(f"{name} cuBLAS", meter.median_ms(lambda: x @ b), flops, moved)  # noqa: B023
-        goal = x[:2048] @ b
-        for tiles in ((128, 192, 1, 2, 1, 0), (128, 256, 0, 2, 1, 0), (256, 128, 0, 2, 1, 0)):
-
-            def one(x=x, b=b, tiles=tiles, goal=goal, n=name, f=flops, m=moved) -> None:  # type: ignore[no-untyped-def]
-                call = lambda: linear.load_gemm().product(x, b, tiles)  # noqa: E731
-                meter.check(f"{n} quack {tiles[:2]}", [(call()[:2048], goal)], 1e-2)
-                meter.row(f"{n} quack {tiles[:2]}", meter.median_ms(call), f, m)
-
-            meter.attempt(f"{name} quack {tiles}", one)
 
 
 def loss() -> None:

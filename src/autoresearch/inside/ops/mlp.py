@@ -19,11 +19,6 @@ from autoresearch.inside.ops.machine import num_processors
 from autoresearch.inside.ops.trial_call import compare, once
 
 BACKENDS = ("quack", "triton")  # best first; leave one out to do without it
-# quack's tiles: (rows, columns, ping-pong, cluster rows, cluster columns, swap); (): its default
-UP_TILES: tuple[int, ...] = ()
-DOWN_TILES: tuple[int, ...] = ()
-LOADS_EARLY = False  # quack_gemm.EarlyLoads; another QUACK_CACHE_DIR for each: its keys do not know
-WEIGHT_SPLITS = 0  # parts into which quack cuts the sums of weight gradients; 0: cuBLAS does them
 
 
 def relu2_mlp_twin(x: Tensor, fc: Tensor, proj: Tensor) -> Tensor:
@@ -97,9 +92,6 @@ def relu2_backward(
     """Gradients of x, fc and proj."""
     grad = grad.contiguous()
     hidden = _down_gradient(grad, proj, squares, backend)
-    if backend == "quack" and WEIGHT_SPLITS:
-        split = load_gemm().split_product
-        return hidden @ fc, split(hidden, x, WEIGHT_SPLITS), split(grad, squares, WEIGHT_SPLITS)
     return hidden @ fc, hidden.mT @ x, grad.mT @ squares
 
 
@@ -127,7 +119,7 @@ def _up(x: Tensor, fc: Tensor, backend: str) -> Tensor:
     """max(x fc^T, 0)^2."""
     if backend == "quack":
         operands = (aligned(x.detach()), aligned(fc.detach().mT))
-        return load_gemm().up(*operands, **_tiles(UP_TILES))["D"]
+        return load_gemm().up(*operands, tuned=False)["D"]
     if backend == "triton":
         return gemm_relu2(x, fc)
     return F.relu(F.linear(x, fc)).square_()
@@ -137,17 +129,10 @@ def _down_gradient(grad: Tensor, proj: Tensor, squares: Tensor, backend: str) ->
     """The gradient before the activation: (grad proj) 2 sqrt(squares)."""
     if backend == "quack":
         operands = tuple(aligned(t.detach()) for t in (grad, proj, squares))
-        if LOADS_EARLY:
-            load_gemm().load_early()
-        return load_gemm().down_gradient(*operands, **_tiles(DOWN_TILES))["D"]
+        return load_gemm().down_gradient(*operands, tuned=False)["D"]
     if backend == "triton":
         return gemm_relu2(grad, proj.mT.contiguous(), squares)
     return (grad @ proj).mul_(squares.sqrt().mul_(2))
-
-
-def _tiles(shape: tuple[int, ...]) -> dict[str, Any]:
-    """Options of a call: tiles of this shape, without a search."""
-    return {"tuned": False, "config": load_gemm().tiles(*shape) if shape else None}
 
 
 def gemm_relu2(a: Tensor, b: Tensor, squares: Tensor | None = None) -> Tensor:

@@ -10,9 +10,7 @@ from functools import cache
 
 from cutlass import cute
 from quack import activation
-from quack.epilogue import frontend
 from quack.epilogue.frontend import gemm_epilogue
-from quack.gemm_sm90 import GemmSm90
 
 
 @cache  # quack knows a configuration by its identity
@@ -30,57 +28,6 @@ def tiles(rows, columns, is_pingpong, cluster_rows=2, cluster_columns=1, swaps=F
         is_dynamic_persistent=False,
         device_capacity=9,
     )
-
-
-class EarlyLoads(GemmSm90):
-    """Asks for what an epilogue reads while the other half of the block still has the turn.
-
-    Two halves multiply and write in turn, and the half whose turn begins would wait for memory. All
-    of a tile's pieces have places of their own, so that each is free when the other half has read
-    its piece, which is what a load waits for. The turn is waited for once the loads are under way:
-    that is where `epilogue` first lets its threads meet.
-    """
-
-    epi_c_stage_base = 64  # as many pieces as a tile has
-
-    def pingpong_barrier_sync(self, warp_group_idx, stage):
-        if stage == "epi" and self.epi_c_stage:
-            self._half = warp_group_idx
-        else:
-            super().pingpong_barrier_sync(warp_group_idx, stage)
-
-    def epilogue(self, *given, epilogue_barrier, **named):
-        if self.pingpong and self.epi_c_stage:
-            epilogue_barrier = _TurnFirst(self, epilogue_barrier)
-        return super().epilogue(*given, epilogue_barrier=epilogue_barrier, **named)
-
-
-class _TurnFirst:
-    """A barrier whose first use in the code of a kernel waits for the turn as well."""
-
-    def __init__(self, gemm, barrier):
-        self.gemm, self.barrier, self.is_first = gemm, barrier, True
-
-    def arrive_and_wait(self):
-        if self.is_first:
-            self.is_first = False
-            GemmSm90.pingpong_barrier_sync(self.gemm, self.gemm._half, "epi")
-        self.barrier.arrive_and_wait()
-
-
-def load_early():
-    """Let epilogues be made that way. quack's key of a compiled kernel does not know of it."""
-    frontend._SM_BASE[9] = EarlyLoads
-
-
-def split_product(a, b, num_splits):
-    """a^T b for a (K, M) and b (K, N) with K long: parts of the sum side by side, in float32."""
-    from quack import gemm_interface
-
-    operands = (a.detach().mT, b.detach())
-    mode = gemm_interface.SplitKMode.SEPARATE
-    options = {"tuned": False, "split_k": num_splits, "split_k_mode": mode}
-    return gemm_interface.gemm(*operands, **options)
 
 
 @gemm_epilogue()
