@@ -120,8 +120,7 @@ def test_a_real_gain_is_confirmed_and_one_bit_leaves_the_holdout(bench: Bench) -
         if path.is_file() and "data" not in path.parts
     )
     told = everything + "\n".join(bench.heard.notes)
-    known = {f"{run.val_bpb:.9f}"[:6] for trial in history.trials for run in trial.runs}
-    known |= {f"{run.val_bpb:.9f}"[:6] for run in runs}  # one may begin alike by chance
+    known = {f"{run.val_bpb:.9f}"[:6] for run in (*history.runs, *runs)}  # alike by chance
     for score in scores:
         digits = f"{score:.4f}"
         assert f"{score:.9f}"[:9] not in told
