@@ -165,9 +165,9 @@ def test_linear_of_what_quack_cannot() -> None:
 
 
 @pytest.mark.parametrize("backend", ["quack", "triton", "torch"])
-@pytest.mark.parametrize(("num", "width"), [(333, 128), (1000, 640)])
+@pytest.mark.parametrize(("num", "width"), [(333, 128), (1000, 640), (9000, 512)])
 def test_mlp(backend: str, num: int, width: int) -> None:
-    """Output and three gradients."""
+    """Output and three gradients, by fewer and by more tiles than there are processors."""
     if backend != "torch" and torch.cuda.get_device_capability()[0] != 9:
         pytest.skip("made for Hopper")
     if backend == "quack":

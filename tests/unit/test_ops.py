@@ -245,7 +245,7 @@ class TestAhead:
         assert len(ahead.list_calls(CPU, short, True)) == len(forth) - 1
 
 
-@pytest.mark.parametrize(("heads", "groups"), [(4, 4), (4, 1), (6, 6), (3, 1), (12, 12)])
+@pytest.mark.parametrize(("heads", "groups"), [(4, 4), (4, 1), (5, 5), (3, 1), (2, 2)])
 def test_products_of_a_model_are_all_tried(heads: int, groups: int) -> None:
     """Each kernel that a step or a score calls, and no kernel twice."""
     joined, width = (heads + 2 * groups) * 128, heads * 128
@@ -257,6 +257,16 @@ def test_products_of_a_model_are_all_tried(heads: int, groups: int) -> None:
         tried = [(linear._tiles(*sizes), is_back) for *sizes, is_back in kinds]
         assert set(tried) == {(linear._tiles(*sizes), is_back) for *sizes, is_back in called}
         assert len(set(tried)) == len(tried)
+
+
+def test_wide_products_are_left_to_cublas(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is tried or compiled for them."""
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _device: (9, 0))
+    wide = replace(SHAPE, width=linear.MAX_WIDTH + 128)
+    assert linear.list_kinds(wide, is_scored=False) == []
+    assert linear.choose(CPU, wide) == "wider than 640"
+    monkeypatch.setattr(linear, "once", lambda *_: None)
+    assert linear.choose(CPU, replace(SHAPE, width=640)) == ""
 
 
 def test_matrices_are_copied_where_the_copy_engine_could_not_read_them() -> None:

@@ -3,14 +3,61 @@
 Importing this needs the `quack-kernels` package and the CUTLASS DSL. quack makes the key of a
 compiled kernel from the functions that an epilogue names, and gives up on some of the DSL's own:
 modules it keys by name, so functions are reached through those.
+
+Two halves of a block multiply and write in turn. By quack's own way the half whose turn begins
+first asks for what its epilogue reads, and waits for memory in each tile. Here it asks before its
+turn: all of a tile's pieces have places of their own, so that each is free when the other half has
+read its piece, which is what a load waits for anyway.
 """
 # mypy: ignore-errors
 
 from functools import cache
+from importlib.metadata import version
 
 from cutlass import cute
 from quack import activation
+from quack.epilogue import frontend
 from quack.epilogue.frontend import gemm_epilogue
+from quack.gemm_sm90 import GemmSm90
+
+EARLY_VERSIONS = ("0.6.5",)  # of quack, whose inner parts EarlyLoads knows; else its own way
+
+
+class TurnFirst:
+    """A barrier whose first use in the code of a kernel waits for the half's turn as well."""
+
+    def __init__(self, gemm, barrier):
+        self.gemm, self.barrier, self.is_first = gemm, barrier, True
+
+    def arrive_and_wait(self):
+        """Where `epilogue` lets its threads meet: at first, once its loads are under way."""
+        if self.is_first:
+            self.is_first = False
+            GemmSm90.pingpong_barrier_sync(self.gemm, self.gemm.half, "epi")
+        self.barrier.arrive_and_wait()
+
+
+class EarlyLoads(GemmSm90):
+    """quack's product, whose epilogue asks for what it reads before its turn."""
+
+    epi_c_stage_base = 64  # pieces with a place of their own: as many as a tile has
+
+    def pingpong_barrier_sync(self, warp_group_idx, stage):
+        """Put off the wait for the turn to write, if there is something to read."""
+        if stage == "epi" and self.epi_c_stage:
+            self.half = warp_group_idx
+        else:
+            super().pingpong_barrier_sync(warp_group_idx, stage)
+
+    def epilogue(self, *given, epilogue_barrier, **named):
+        """As quack's."""
+        if self.pingpong and self.epi_c_stage:
+            epilogue_barrier = TurnFirst(self, epilogue_barrier)
+        return super().epilogue(*given, epilogue_barrier=epilogue_barrier, **named)
+
+
+if version("quack-kernels") in EARLY_VERSIONS:
+    frontend._SM_BASE[9] = EarlyLoads  # what it makes epilogues for Hopper of
 
 
 @cache  # quack knows a configuration by its identity
@@ -36,7 +83,7 @@ def up(acc):
     return {"D": activation.relu_sq(acc)}
 
 
-@gemm_epilogue()
+@gemm_epilogue(vectorize=False)  # for Blackwell; sets this key apart from quack's own way
 def down_gradient(acc, c):
     """acc times the slope of the activation whose square is `c`."""
     return {"D": acc * (2.0 * cute.math.sqrt(c, approx=True, ftz=True))}
