@@ -19,6 +19,7 @@ PATHS = os.pathsep.join([str(SOURCE), *filter(None, [os.environ.get("PYTHONPATH"
 HAS_TRITON = importlib.util.find_spec("triton") is not None
 
 _INTERPRETED = """
+import itertools
 import torch
 import torch.nn.functional as F
 from autoresearch.inside.ops import attention, fa4, heads, mlp, residual, rotary, softcap_ce, table
@@ -174,7 +175,7 @@ def run(q, k, v, window, bounds):
     return out.contiguous(), torch.zeros(q.size(0), q.size(2), q.size(1))
 
 
-def run_backward(grad, q, k, v, out, lse, window, bounds, dv):
+def run_backward(grad, q, k, v, out, lse, window, bounds, dv, as_sums=False):
     shared, grad = q.size(2) // k.size(2), grad.float()
     P, keys = wide(q, k, window, bounds)
     values = v.repeat_interleave(shared, dim=2).float()
@@ -185,7 +186,18 @@ def run_backward(grad, q, k, v, out, lse, window, bounds, dv):
         torch.einsum("bhqk,bqhd->bkhd", a, b).unflatten(2, (-1, shared)).sum(3).to(q.dtype)
         for a, b in ((dS, q.float()), (P, grad))
     )
-    return dq, dk, dv.copy_(given)
+    return (sum_up(dq) if as_sums else dq), dk, dv.copy_(given)
+
+
+def sum_up(dq):  # a gradient of queries as FlashAttention's threads hold and leave it
+    B, T, H, D = dq.shape
+    sums, tokens, columns = torch.zeros(B, H, T * D), range(64), range(D)
+    for t, c in itertools.product(tokens, columns):
+        thread = t // 16 * 32 + t % 8 * 4 + c % 8 // 2
+        number = c % 64 // 8 * 4 + t % 16 // 8 * 2 + c % 2
+        place = c // 64 * 4096 + number // 4 * 512 + thread * 4 + number % 4
+        sums[..., place :: 64 * D] = dq[:, t::64, :, c].transpose(1, 2).float() * D**0.5
+    return sums
 
 
 fa4.run, fa4.run_backward = run, run_backward
@@ -233,6 +245,21 @@ for has_value, offset, G, dtype, bound in (
     whole = torch.compile(whole, backend="aot_eager", fullgraph=True, dynamic=False)
     for graph in (compiled, whole):
         assert torch.equal(graph(inputs[0], 9), attended(inputs[0], 9))
+
+turns = [torch.randn(128, 1, 64).cos(), torch.randn(128, 1, 64).sin()]
+qkv, grad = torch.randn(2, 128, 512), torch.randn(2, 128, 2, 128)
+for has_value, offset in ((False, True), (True, False)):
+    mix = (torch.randn(2, 128, 1), torch.randn(2, 128, 128)) if has_value else (None, None)
+    results = []
+    for way in (True, False):
+        fa4.leaves_sums = lambda *_, way=way: way
+        own = [t.clone().requires_grad_() for t in (qkv, *(mix if has_value else ()))]
+        rest = own[1:] or (None, None)
+        out = heads.attend_heads(own[0], *turns, 2, *rest, 9, offset, None, 1.3)
+        results.append(torch.autograd.grad(out, own, grad))
+    for a, b in zip(*results, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
+fa4.leaves_sums = lambda *_: False
 
 for has_documents, window in ((False, 16), (True, 16), (True, 64)):
     layers = {"windows": [window, 64], "has_offset": True, "value_layers": [1], "front": 8}
@@ -286,7 +313,9 @@ scalars = ("size", "resid", "factor", "factors", "parts")
 for offset in (True, False):
     more = {**heads, "OFFSET": offset}
     assert narrow(rotary.split_heads, (), {**more, "WRITES_VALUES": False}) == 0
-    assert narrow(rotary.split_heads_backward, (), {**more, "IN_PLACE": True}) == 0
+    for summed in (True, False):
+        more = {**heads, "OFFSET": offset, "IN_PLACE": True, "FROM_SUMS": summed}
+        assert narrow(rotary.split_heads_backward, ("dq",) * summed, more) == 0
 assert narrow(residual.add_norm, scalars, {**sums, "ROWS": 8, "HAS_Y": True}) == 0
 sums |= {"ROWS": 4, "HAS_TOTAL": True}
 assert narrow(residual.add_norm_backward, scalars, sums) == 0

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from autoresearch.inside.ops import (
     attention,
+    fa4,
     heads,
     linear,
     mlp,
@@ -279,6 +280,28 @@ def test_attend_heads(has_value: bool, window: int, offset: bool, has_documents:
     fast = whole(heads.attend_heads, find_bounds)
     plain = whole(heads.attend_heads_twin, count_documents)
     assert_agree(fast, plain, inputs, 2e-2)
+
+
+@pytest.mark.parametrize("has_value", [False, True])
+def test_queries_learn_the_same_from_sums(has_value: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The gradient of queries as FlashAttention sums it up, and as it puts it in order."""
+    B, T, H, D = 3, 512, 2, 128
+    angles = torch.randn(T, 1, D // 2, device=CUDA)
+    qkv, turns = normal(B, T, 3 * H * D), (angles.cos().bfloat16(), angles.sin().bfloat16())
+    mix = [normal(B, T, H), normal(B, T, H * D)] if has_value else [None, None]
+    if not fa4.leaves_sums(qkv.device, D, T, 100, has_documents=False):
+        pytest.skip("the order of its sums is not known")
+    grad = normal(B, T, H, D).detach()
+    own = [t for t in (qkv, *mix) if t is not None]
+    results = []
+    for has_sums in (True, False):
+        monkeypatch.setattr(fa4, "_has_known_sums", lambda _device, known=has_sums: known)
+        for window in (100, -1):
+            out = heads.attend_heads(qkv, *turns, H, *mix, window, True, None, 1.2)
+            results.append(torch.autograd.grad(out, own, grad))
+    for with_sums, without in zip(results[:2], results[2:], strict=True):
+        for a, b in zip(with_sums, without, strict=True):
+            assert (a - b).float().norm() < 5e-3 * b.float().norm()
 
 
 def test_one_compiled_block_serves_all_windows() -> None:

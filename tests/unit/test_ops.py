@@ -269,6 +269,43 @@ def test_wide_products_are_left_to_cublas(monkeypatch: pytest.MonkeyPatch) -> No
     assert linear.choose(CPU, replace(SHAPE, width=640)) == ""
 
 
+def test_sums_are_left_to_who_asks_for_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All other results are put in order by the library, before and after."""
+    ordered: list[Tensor] = []
+    interface = SimpleNamespace(_bwd_postprocess_convert=lambda _sums, to, *_: ordered.append(to))
+    summed = torch.zeros(2, 3, 64 * 128)
+
+    def flash(q, k, v, _out, _grad, _lse, *, dq=None, dv, causal, window_size_left):  # type: ignore[no-untyped-def]
+        assert (causal, window_size_left) == (True, 9)
+        dq, dk = q.clone() if dq is None else dq, k.clone()
+        interface._bwd_postprocess_convert(summed, dq, 0.1)
+        interface._bwd_postprocess_convert(torch.zeros(2, 1, 64 * 128), dk, 0.1)
+        return dq, dk, dv
+
+    interface._flash_attn_bwd = flash
+    monkeypatch.setitem(sys.modules, "flash_attn.cute.interface", interface)
+    q, k = torch.randn(2, 64, 3, 128), torch.randn(2, 64, 1, 128)
+    for as_sums in (False, True, True, False):
+        ordered.clear()
+        given = (q, q, k, k, q, torch.zeros(2, 3, 64), 9)
+        dq, dk, dv = fa4.run_backward(*given, dv=k, as_sums=as_sums)
+        assert (dq is summed) == as_sums
+        assert dv is k
+        assert ordered[-1] is dk
+        assert len(ordered) == 2 - as_sums
+
+
+def test_where_sums_are_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whole tiles of heads of 128 channels, not by documents, of a library that is known."""
+    assert not fa4.leaves_sums(CPU, 128, 256, 100, has_documents=False)
+    monkeypatch.setattr(fa4, "_has_known_sums", lambda _device: True)
+    assert fa4.leaves_sums(CPU, 128, 256, 100, has_documents=True)
+    assert fa4.leaves_sums(CPU, 128, 256, -1, has_documents=False)
+    assert not fa4.leaves_sums(CPU, 128, 256, -1, has_documents=True)
+    assert not fa4.leaves_sums(CPU, 64, 256, 100, has_documents=False)
+    assert not fa4.leaves_sums(CPU, 128, 250, 100, has_documents=False)
+
+
 def test_matrices_are_copied_where_the_copy_engine_could_not_read_them() -> None:
     """Views that begin between multiples of 16 bytes, have gaps everywhere, or repeat a row."""
     whole = torch.randn(32, 24).bfloat16()

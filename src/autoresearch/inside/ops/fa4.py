@@ -2,17 +2,27 @@
 
 q is (B, T, H, D), k and v (B, T, G, D), bounds as of documents.py or None. Window -1 sees all that
 came before, with bounds no further back than the query's own document.
+
+On Hopper the library sums up the gradient of queries in float32, in the order in which its threads
+hold it, and another kernel narrows that and puts it in order. Where the next kernel reads the sums
+themselves (kernels/rotary.py), that one is left out.
 """
 
 from __future__ import annotations
 
+import functools
 import importlib
+from importlib import metadata
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from autoresearch.inside.ops.documents import find_bounds
+
+SUMS_VERSIONS = ("4.0.0b36",)  # of the library, whose sums lie as kernels/rotary.py reads them
+SUMS_TOKENS, SUMS_HEAD_DIM = 64, 128  # of a tile of sums
+_sums: list[Tensor] = []  # of the backward pass that was asked to leave them
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, window: int, bounds: Tensor | None = None) -> Tensor:
@@ -86,20 +96,68 @@ def run_backward(
     window: int,
     bounds: Tensor | None = None,
     dv: Tensor | None = None,
+    *,
+    as_sums: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The library's backward; dv is where the gradient of the values shall be written."""
+    """The library's backward.
+
+    Args:
+        grad: gradient of out.
+        q, k, v, out, lse, window, bounds: given to and by `run`.
+        dv: where the gradient of the values shall be written.
+        as_sums: give the gradient of q as sums, float32 (B, H, T D); `leaves_sums` says where.
+    """
     interface = importlib.import_module("flash_attn.cute.interface")
     given, options = (q, k, v, out, grad.contiguous()), {"causal": True, "dv": dv}
     B, T, H, _ = q.shape
     if bounds is None or window >= 0:
-        left = window if 0 <= window < T - 1 else None
-        dq, dk, dv, *_ = interface._flash_attn_bwd(*given, lse, window_size_left=left, **options)
-        return dq, dk, dv
+        options["window_size_left"] = window if 0 <= window < T - 1 else None
+        if as_sums:
+            options["dq"] = _postpone(interface, q)
+        dq, dk, dv, *_ = interface._flash_attn_bwd(*given, lse, **options)
+        return _sums.pop() if as_sums else dq, dk, dv
     options |= _cut(bounds, T) | {"dv": None if dv is None else dv.flatten(0, 1)}
     flat = (x.flatten(0, 1) for x in given)
     grads = interface._flash_attn_bwd(*flat, lse.view(H, B * T), **options)
     dq, dk, dv = (x.unflatten(0, (B, T)) for x in grads[:3])
     return dq, dk, dv
+
+
+def leaves_sums(
+    device: torch.device, head_dim: int, context: int, window: int, has_documents: bool
+) -> bool:
+    """Whether `run_backward` can give the gradient of queries as sums."""
+    is_whole = head_dim == SUMS_HEAD_DIM and context % SUMS_TOKENS == 0
+    return is_whole and (window >= 0 or not has_documents) and _has_known_sums(device)
+
+
+@functools.cache
+def _has_known_sums(device: torch.device) -> bool:
+    try:
+        version = metadata.version("flash-attn-4")
+    except metadata.PackageNotFoundError:
+        return False
+    is_hopper = device.type == "cuda" and torch.cuda.get_device_capability(device)[0] == 9
+    return is_hopper and version in SUMS_VERSIONS
+
+
+def _postpone(interface: Any, q: Tensor) -> Tensor:
+    """Stands for the gradient of q: what would be put in order there is left in `_sums` instead.
+
+    All its rows are one, by which it is known again.
+    """
+    convert = interface._bwd_postprocess_convert
+    if not hasattr(convert, "__wrapped__"):
+
+        @functools.wraps(convert)  # with the attribute where it keeps what it compiled
+        def convert_or_leave(sums: Tensor, output: Tensor, *rest: Any, **named: Any) -> None:
+            if output.stride(-2):
+                convert(sums, output, *rest, **named)
+            else:
+                _sums.append(sums)
+
+        interface._bwd_postprocess_convert = convert_or_leave
+    return q.new_empty(q.size(-1)).expand(q.shape)
 
 
 def sample(device: torch.device, head_dim: int, context: int) -> Tensor:
@@ -124,7 +182,8 @@ def try_backward(
     q, k, v = sample(device, head_dim, context)
     lse = torch.zeros((1, 2, context), device=device)
     bounds = _one_document(device, context) if has_documents else None
-    run_backward(q, q, k, v, q, lse, window, bounds)
+    as_sums = leaves_sums(device, head_dim, context, window, has_documents)
+    run_backward(q, q, k, v, q, lse, window, bounds, as_sums=as_sums)
 
 
 def _one_document(device: torch.device, context: int) -> Tensor:

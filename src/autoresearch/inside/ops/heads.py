@@ -3,7 +3,8 @@
 Attention reads the values where the product of the layer put them, and writes their gradient where
 the gradient of the product will be. In a layer with a value embedding the mixed values are written
 apart, their gradient in place. Against the two operators this saves four passes over the values in
-a plain layer (reading and writing, both ways), and one in a layer with an embedding.
+a plain layer (reading and writing, both ways), and one in a layer with an embedding. The gradient
+of queries is read as the library summed it up, where it is one whose order is known (fa4.py).
 
 The window may be a 0-d tensor on the CPU, where reading it makes nobody wait: a block compiled for
 one window then serves all. CUDA graphs would keep the first; the operators say so. For the same
@@ -152,7 +153,9 @@ def heads_backward(
     values = v if value is not None else _values(qkv, k)
     place = _values(dqkv, k)
     reach = known if window is None else int(window)
-    dq, dk, _ = fa4.run_backward(grad, q, k, values, out, lse, reach, bounds, place)
+    as_sums = fa4.leaves_sums(q.device, q.size(3), q.size(1), reach, bounds is not None)
+    given = (grad, q, k, values, out, lse, reach, bounds, place)
+    dq, dk, _ = fa4.run_backward(*given, as_sums=as_sums)
     rest = (opening, value, offset, gain)
     extra = rotary.launch_backward(dq, dk, None, qkv, cos, sin, *rest, dqkv)
     return dqkv, *extra

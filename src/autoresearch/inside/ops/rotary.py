@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from autoresearch.inside.ops import fa4
 from autoresearch.inside.ops.shape import Shape
 
 HEAD_DIMS = (32, 64, 128, 256)  # that the kernels can do; none: plain torch everywhere
@@ -171,10 +172,14 @@ def launch_backward(
     gain: float,
     dqkv: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    """Fill dqkv, whose part of the values is there already if dv is None; dopening and dvalue."""
+    """Fill dqkv, whose part of the values is there already if dv is None; dopening and dvalue.
+
+    dq is (B, T, H, D), or sums of FlashAttention as fa4.py has them, (B, H, T D).
+    """
     from autoresearch.inside.ops.kernels import rotary as kernels
 
-    B, T, H, G, D = _shapes(qkv, cos, dq.size(2))
+    is_summed = dq.dim() == 3
+    B, T, H, G, D = _shapes(qkv, cos, dq.size(1 if is_summed else 2))
     has_value = value is not None
     dopening = qkv.new_empty(opening.shape if opening is not None else (0,))
     dvalue = qkv.new_empty(value.shape if value is not None else (0,))
@@ -200,6 +205,7 @@ def launch_backward(
         HAS_VALUE=has_value,
         IN_PLACE=dv is None,
         OFFSET=offset,
+        FROM_SUMS=is_summed,
         num_warps=WARPS_BACK,
     )
     return dopening, dvalue
@@ -215,8 +221,18 @@ def call_kernels(device: torch.device, shape: Shape, has_value: bool, is_scored:
     if has_value:
         mix = like.new_zeros((1, T, G)), like.new_zeros((1, T, G * D))
     q, k, _ = launch_forward(like, cos, cos, *mix, H, offset, 1.5, writes_values=has_value)
-    if not is_scored:
-        launch_backward(q, k, None, like, cos, cos, *mix, offset, 1.5, torch.empty_like(like))
+    if is_scored:
+        return
+    for as_sums in list_sums(device, shape):
+        dq = q.new_zeros((1, H, T * D), dtype=torch.float32) if as_sums else q
+        launch_backward(dq, k, None, like, cos, cos, *mix, offset, 1.5, torch.empty_like(like))
+
+
+def list_sums(device: torch.device, shape: Shape) -> list[bool]:
+    """Whether layers read the gradient of queries as sums, each answer once."""
+    reaches = (w if w < shape.context - 1 else -1 for w in set(shape.windows))
+    sizes = (device, shape.head_dim, shape.context)
+    return sorted({fa4.leaves_sums(*sizes, reach, shape.has_documents) for reach in reaches})
 
 
 @torch.library.custom_op("autoresearch::split_forward", mutates_args=())

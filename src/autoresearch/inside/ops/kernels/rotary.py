@@ -74,7 +74,7 @@ def _open_back(opening, value, dvalue, dopening, gradient, N, rows):
 
 @triton.jit
 def split_heads_backward(
-    dq,  # (N, H 2 HALF)
+    dq,  # (N, H 2 HALF), or if FROM_SUMS (N / T, H, T / 64, 2, HALF / 8, 4, 8, 4, 2, 2) float32
     dk,  # (N, G 2 HALF)
     dv,  # (N, G 2 HALF), read unless IN_PLACE
     qkv,  # (N, (H + 2 G) 2 HALF)
@@ -95,6 +95,7 @@ def split_heads_backward(
     HAS_VALUE: tl.constexpr,
     IN_PLACE: tl.constexpr,  # the gradient of the values already lies in dqkv
     OFFSET: tl.constexpr,
+    FROM_SUMS: tl.constexpr,
 ):
     """The way back of split_heads."""
     D: tl.constexpr = 2 * HALF
@@ -115,8 +116,11 @@ def split_heads_backward(
         else:
             place = dk + rows[:, None] * (G * D) + (head - H) * D + half
             own, c_own, s_own = keys + head * D + half, c_key, s_key
-        dleft = tl.load(place, mask=inside, other=0.0).to(tl.float32)
-        dright = tl.load(place + HALF, mask=inside, other=0.0).to(tl.float32)
+        if FROM_SUMS and head < H:
+            dleft, dright = _read_sums(dq, head, T, H, HALF, ROWS)
+        else:
+            dleft = tl.load(place, mask=inside, other=0.0).to(tl.float32)
+            dright = tl.load(place + HALF, mask=inside, other=0.0).to(tl.float32)
         dleft, dright = _turned_back(qkv + own, c_own, s_own, dleft, dright, inside, gain, HALF)
         tl.store(dqkv + own, dleft.to(dqkv.dtype.element_ty), mask=inside)
         tl.store(dqkv + own + HALF, dright.to(dqkv.dtype.element_ty), mask=inside)
@@ -134,6 +138,31 @@ def split_heads_backward(
             _open_back(
                 opening + gate, value + place, dvalue + place, dopening + gate, gradient, N, rows
             )
+
+
+@triton.jit
+def _read_sums(sums, head, T, H: tl.constexpr, HALF: tl.constexpr, ROWS: tl.constexpr):
+    """Both halves of the gradient of a head's queries, (ROWS, HALF).
+
+    A tile is 64 tokens of a head. Each half is what the 128 threads of a warpgroup hold (PTX ISA,
+    wgmma.mma_async, fragment of D): a warp 16 rows, a thread two columns of two rows that are 8
+    apart, and the same again 8 columns on. The first four numbers of all threads come first.
+    """
+    tl.static_assert(ROWS == 16)  # those of a warp
+    first = tl.program_id(0).to(tl.int64) * ROWS
+    tile = ((first // T * H + head) * T + first % T // 64 * 64) * (2 * HALF)
+    place = tl.arange(0, ROWS * HALF)
+    place = tile + first % 64 * 8 + place // 128 * 512 + place % 128
+    left, right = tl.load(sums + place), tl.load(sums + 64 * HALF + place)
+    scale = (2 * HALF) ** -0.5  # of scores
+    return _ordered(left, HALF, ROWS) * scale, _ordered(right, HALF, ROWS) * scale
+
+
+@triton.jit
+def _ordered(half, HALF: tl.constexpr, ROWS: tl.constexpr):
+    """From (columns / 8, rows % 8, 4, rows / 8, 2) to (rows, columns)."""
+    half = tl.permute(tl.reshape(half, (HALF // 8, 8, 4, ROWS // 8, 2)), (3, 1, 0, 2, 4))
+    return tl.reshape(half, (ROWS, HALF))
 
 
 @triton.jit
