@@ -126,18 +126,14 @@ def split_heads_backward(
         tl.store(dqkv + own + HALF, dright.to(dqkv.dtype.element_ty), mask=inside)
     whole = tl.arange(0, D)[None, :]
     for head in tl.static_range(0 if IN_PLACE and not HAS_VALUE else G):
-        place = rows[:, None] * (G * D) + head * D + whole
+        place, gate = rows[:, None] * (G * D) + head * D + whole, rows * G + head
         goal = dqkv + wide + (H + G + head) * D + whole
-        if IN_PLACE:
-            gradient = tl.load(goal, mask=inside, other=0.0)
-        else:
-            gradient = tl.load(dv + place, mask=inside, other=0.0)
+        gradient = tl.load(goal if IN_PLACE else dv + place, mask=inside, other=0.0)
+        if not IN_PLACE:
             tl.store(goal, gradient, mask=inside)
         if HAS_VALUE:
-            gate = rows * G + head
-            _open_back(
-                opening + gate, value + place, dvalue + place, dopening + gate, gradient, N, rows
-            )
+            own_value, own_gate = value + place, opening + gate
+            _open_back(own_gate, own_value, dvalue + place, dopening + gate, gradient, N, rows)
 
 
 @triton.jit
