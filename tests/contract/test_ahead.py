@@ -25,7 +25,7 @@ CPU = torch.device("cpu")
 KERNELS = {
     "residual": ("add_norm", "add_norm_backward", "share_backward"),
     "rotary": ("split_heads", "split_heads_backward"),
-    "softcap_ce": ("softcap_ce",),
+    "softcap_ce": ("softcap_ce", "rescale"),
     "table": ("segment_sum",),
 }
 pytestmark = pytest.mark.skipif(

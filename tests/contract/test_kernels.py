@@ -281,6 +281,21 @@ for dtype, bound in ((torch.float32, 1e-6), (torch.float16, 2e-3)):
     assert (up.double() - wanted).norm() / wanted.norm() < bound
     down, slope = mlp.gemm_relu2(a, b, up), product * 2 * up.double().sqrt()
     assert (down.double() - slope).norm() / slope.norm() < bound
+
+for factor in (1.0, 0.37):
+    x, head = torch.randn(333, 24).requires_grad_(), torch.randn(50, 24).requires_grad_()
+    targets = torch.randint(0, 50, (333,))
+    loss = softcap_ce._HeadLoss.apply(x, head, targets, 15.0, F.linear)
+    wanted = softcap_ce.head_loss_twin(x, head, targets, 15.0)
+    (loss * factor).backward(retain_graph=True)
+    exact = torch.autograd.grad(wanted * factor, (x, head))
+    torch.testing.assert_close((x.grad, head.grad), exact, rtol=1e-4, atol=1e-7)
+    try:
+        loss.backward()
+    except RuntimeError as error:
+        assert "second backward" in str(error)
+    else:
+        raise AssertionError("a gradient was scaled twice")
 print("fine")
 """
 
@@ -307,6 +322,7 @@ def narrow(kernel, floats, constants):
     return len(re.findall(r"(ld|st).global[.\\w:]*.b16", ptx))
 
 assert narrow(softcap_ce.softcap, ("out",), {"BLOCK": 2048}) == 0
+assert narrow(softcap_ce.rescale, ("factor",), {"BLOCK": 4096}) == 0
 heads = {"H": 5, "G": 5, "HALF": 64, "ROWS": 16, "HAS_VALUE": False}
 sums = {"FRONT": 0, "BLOCK": 1024, "IS_MIXED": True}
 scalars = ("size", "resid", "factor", "factors", "parts")

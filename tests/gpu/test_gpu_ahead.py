@@ -74,6 +74,7 @@ def test_kernels_appear_before_they_are_called(tmp_path: Path) -> None:
         "share_backward",
         "segment_sum",
         "softcap_ce",
+        "rescale",
     } <= kernels
     assert {"split_heads", "split_heads_backward"} <= kernels
     assert run(CALL) == made  # attention and products as a step calls them, many rows

@@ -93,13 +93,24 @@ class _HeadLoss(torch.autograd.Function):
             torch.mm(logits, weight, out=dx[part])
             dhead += logits.mT @ x[part]
         ctx.save_for_backward(dx, dhead)
+        ctx.is_spent = False
         return losses.sum() / len(x)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         dx, dhead = ctx.saved_tensors
-        scale = grads[0]
-        return dx * scale, dhead * scale, None, None, None
+        if ctx.is_spent:
+            raise RuntimeError("head_loss got a second backward pass: it has the gradient for one")
+        ctx.is_spent = True
+        return rescale(dx, grads[0]), dhead * grads[0], None, None, None
+
+
+def rescale(x: Tensor, factor: Tensor) -> Tensor:
+    """x times a scalar, in place. It mostly is 1, which only the device knows: then x stays."""
+    from autoresearch.inside.ops.kernels import softcap_ce as kernels
+
+    kernels.rescale[(-(-x.numel() // 4096),)](x, factor, x.numel(), BLOCK=4096)
+    return x
 
 
 def loss_and_gradient(
@@ -142,10 +153,11 @@ def loss_and_gradient(
 
 
 def call_kernel(device: torch.device, shape: Shape) -> None:
-    """`loss_and_gradient` on a small input."""
+    """Both kernels of training on a small input."""
     logits = torch.zeros((64, shape.vocab_size), device=device, dtype=torch.bfloat16)
     targets, losses = (
         torch.zeros_like(logits[:, 0], dtype=torch.int64),
         logits.new_empty(64).float(),
     )
     loss_and_gradient(logits, targets, losses, 15.0, 0.5)
+    rescale(logits, losses[:1].fill_(1.0))

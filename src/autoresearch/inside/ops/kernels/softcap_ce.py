@@ -61,3 +61,13 @@ def softcap(logits, out, N: tl.int64, cap, BLOCK: tl.constexpr):
     inside = place < N
     raw = tl.load(logits + place, mask=inside, other=0.0).to(tl.float32)
     tl.store(out + place, cap * _tanh(raw / cap, False), mask=inside)
+
+
+@triton.jit
+def rescale(x, factor, N, BLOCK: tl.constexpr):
+    """x (N,) times a scalar on the device, in place; nothing is moved where that is 1."""
+    times = tl.load(factor)
+    if times != 1.0:
+        place = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+        value = tl.load(x + place, mask=place < N, other=0.0).to(tl.float32) * times
+        tl.store(x + place, value.to(x.dtype.element_ty), mask=place < N)
