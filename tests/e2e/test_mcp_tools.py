@@ -43,6 +43,26 @@ def test_propose_puts_an_edit_on_the_disk(here: Workspace) -> None:
     assert here.read_train() == before.replace(line, "DEPTH = 3")
 
 
+def test_propose_leaves_an_edit_that_nobody_ran(here: Workspace) -> None:
+    """A person's work is not lost; what was proposed before may be proposed anew."""
+    before = here.read_train()
+    by_hand = before.replace("DEPTH = ", "DEPTH = 1 + ", 1)
+    here.write_train(by_hand)
+    line = next(line for line in before.splitlines() if line.startswith("DEPTH = "))
+    request = {"description": "deeper", "edits": [{"search": line, "replace": "DEPTH = 3"}]}
+    again = {"description": "deeper", "edits": [{"search": line, "replace": "DEPTH = 5"}]}
+    (answer,) = ask(here, ("propose", request))
+    assert answer["accepted"] is False
+    assert "an edit that was not run" in answer["reason"]
+    assert here.read_train() == by_hand
+    answers = ask(here, ("propose", {**request, "overwrite": True}), ("propose", again))
+    assert [answer["accepted"] for answer in answers] == [True, True]
+    assert here.read_train() == before.replace(line, "DEPTH = 5")
+    here.train_path.unlink()
+    (answer,) = ask(here, ("propose", request))
+    assert answer["accepted"] is True
+
+
 @pytest.mark.parametrize(
     ("request_", "words"),
     [

@@ -163,17 +163,19 @@ def _with_its_reason() -> Iterator[None]:
 
 
 def _add_trial_tools(app: MCPServer[Any], workspace: Workspace, trial: TrialProcess) -> None:
-    pending = {"description": ""}
+    pending = {"description": "", "source": ""}
 
     @_tool(app, only_reads=False)
     def propose(
         description: str,
         source: str = "",
         edits: list[Replacement] | None = None,
+        overwrite: bool = False,
     ) -> dict[str, Any]:
         """Check an edit of the champion's train.py and put it on the disk, ready for `run`.
         Give either the whole new file as `source`, or `edits`, each with a `search` text that
-        occurs exactly once and its `replace`. Nothing is run yet.
+        occurs exactly once and its `replace`. Nothing is run yet. Where train.py has an edit that
+        somebody else made and nobody ran, say `overwrite` to drop that.
         """
         from autoresearch.search.edits import EditError
 
@@ -183,8 +185,11 @@ def _add_trial_tools(app: MCPServer[Any], workspace: Workspace, trial: TrialProc
             new = _check_edit(workspace, source, edits or [])
         except EditError as refusal:
             return {"accepted": False, "reason": str(refusal)}
+        if not overwrite and _has_others_edit(workspace, pending["source"]):
+            reason = "train.py has an edit that was not run: run it, or propose with overwrite"
+            return {"accepted": False, "reason": reason}
         workspace.write_train(new)
-        pending["description"] = one_line(description)
+        pending.update(description=one_line(description), source=new)
         return {"accepted": True, "next": "call run"}
 
     @_tool(app, only_reads=False)
@@ -262,6 +267,14 @@ def _read(workspace: Workspace) -> tuple[History, Any]:
     if not workspace.ledger_path.exists():
         return History(), None
     return options.read_history(workspace)
+
+
+def _has_others_edit(workspace: Workspace, own: str) -> bool:
+    """Whether train.py is an edit that nobody ran, and not the one that was proposed here."""
+    from autoresearch.search.branch import Branch
+
+    branch = Branch(workspace.repository, workspace.config.session.tag)
+    return workspace.has_new_edit(branch) and workspace.read_train() != own
 
 
 def _champion_source(workspace: Workspace) -> str:
