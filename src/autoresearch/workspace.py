@@ -109,14 +109,6 @@ class Workspace:
                 return True
         return False
 
-    def has_new_edit(self, branch: Branch) -> bool:
-        """Whether train.py is something that would be lost if it were replaced."""
-        if not self.train_path.exists():
-            return False
-        if branch.champion() is None:
-            return TRAIN_NAME in self.repository.dirty_files()
-        return not branch.has_held(self.read_train())
-
     def require_start(self, branch: Branch) -> None:
         """Refuse where a session would pass over what somebody did to train.py.
 

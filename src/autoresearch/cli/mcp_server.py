@@ -271,10 +271,14 @@ def _read(workspace: Workspace) -> tuple[History, Any]:
 
 def _has_others_edit(workspace: Workspace, own: str) -> bool:
     """Whether train.py is an edit that nobody ran, and not the one that was proposed here."""
-    from autoresearch.search.branch import Branch
+    from autoresearch.search.proposal import check_proposal
 
-    branch = Branch(workspace.repository, workspace.config.session.tag)
-    return workspace.has_new_edit(branch) and workspace.read_train() != own
+    if not workspace.train_path.exists():
+        return False
+    left = workspace.read_train()
+    refusal = check_proposal(left, _champion_source(workspace), _read(workspace)[0])
+    is_known = refusal is not None and refusal.kind in ("no_change", "repeat")
+    return left != own and not is_known
 
 
 def _champion_source(workspace: Workspace) -> str:
