@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import gpu_meter as meter
@@ -235,6 +236,11 @@ def product(rows: int, inner: int, outer: int, *, is_back: bool) -> None:
 
 def loss() -> None:
     """How much the last factor costs on the way back from the loss."""
-    x, factor = meter.normal(N, C).detach(), torch.tensor(1.0, device="cuda")
-    meter.row("gradient times a factor", meter.median_ms(lambda: x * factor), 0, 2 * UNIT)
-    meter.row("the same in place", meter.median_ms(lambda: x.mul_(factor)), 0, 2 * UNIT)
+    from autoresearch.inside.ops.softcap_ce import rescale
+
+    x = meter.normal(N, C).detach()
+    for value in (1.0, 0.5):
+        factor = torch.tensor(value, device="cuda")
+        for name, call in (("plain", torch.mul), ("rescale", rescale)):
+            ms = meter.median_ms(partial(call, x, factor))
+            meter.row(f"gradient times {value}, {name}", ms, 0, 2 * UNIT)

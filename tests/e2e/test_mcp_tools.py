@@ -12,6 +12,7 @@ import pytest
 from autoresearch import workspace as workspaces
 from autoresearch.cli import mcp_server
 from autoresearch.cli.mcp_server import TrialProcess, make_server
+from autoresearch.search.branch import Branch
 from autoresearch.workspace import Workspace
 
 mcp = pytest.importorskip("mcp")
@@ -43,8 +44,11 @@ def test_propose_puts_an_edit_on_the_disk(here: Workspace) -> None:
     assert here.read_train() == before.replace(line, "DEPTH = 3")
 
 
-def test_propose_leaves_an_edit_that_nobody_ran(here: Workspace) -> None:
+@pytest.mark.parametrize("has_begun", [False, True])
+def test_propose_leaves_an_edit_that_nobody_ran(here: Workspace, has_begun: bool) -> None:
     """A person's work is not lost; what was proposed before may be proposed anew."""
+    if has_begun:
+        Branch(here.repository, here.config.session.tag).start()
     before = here.read_train()
     by_hand = before.replace("DEPTH = ", "DEPTH = 1 + ", 1)
     here.write_train(by_hand)
@@ -61,6 +65,12 @@ def test_propose_leaves_an_edit_that_nobody_ran(here: Workspace) -> None:
     here.train_path.unlink()
     (answer,) = ask(here, ("propose", request))
     assert answer["accepted"] is True
+    here.write_train(f"{before}# a note\n")  # the champion's program
+    (answer,) = ask(here, ("propose", request))
+    assert answer["accepted"] is True
+    here.write_train("def half_typed(")
+    (answer,) = ask(here, ("propose", request))
+    assert answer["accepted"] is False
 
 
 @pytest.mark.parametrize(

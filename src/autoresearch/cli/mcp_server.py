@@ -185,10 +185,11 @@ def _add_trial_tools(app: MCPServer[Any], workspace: Workspace, trial: TrialProc
             new = _check_edit(workspace, source, edits or [])
         except EditError as refusal:
             return {"accepted": False, "reason": str(refusal)}
-        if not overwrite and _has_others_edit(workspace, pending["source"]):
+        if overwrite or not workspace.train_path.exists():
+            workspace.write_train(new)
+        elif not _replace_known(workspace, pending["source"], new):
             reason = "train.py has an edit that was not run: run it, or propose with overwrite"
             return {"accepted": False, "reason": reason}
-        workspace.write_train(new)
         pending.update(description=one_line(description), source=new)
         return {"accepted": True, "next": "call run"}
 
@@ -269,16 +270,14 @@ def _read(workspace: Workspace) -> tuple[History, Any]:
     return options.read_history(workspace)
 
 
-def _has_others_edit(workspace: Workspace, own: str) -> bool:
-    """Whether train.py is an edit that nobody ran, and not the one that was proposed here."""
+def _replace_known(workspace: Workspace, own: str, new: str) -> bool:
+    """Put `new` on the disk; False where train.py is an edit that nobody ran, and not `own`."""
     from autoresearch.search.proposal import check_proposal
 
-    if not workspace.train_path.exists():
-        return False
     left = workspace.read_train()
     refusal = check_proposal(left, _champion_source(workspace), _read(workspace)[0])
     is_known = refusal is not None and refusal.kind in ("no_change", "repeat")
-    return left != own and not is_known
+    return (left == own or is_known) and workspace.replace_train(left, new)
 
 
 def _champion_source(workspace: Workspace) -> str:

@@ -98,7 +98,8 @@ def install(
         operators.names["rotary"] = "triton"
         if name == "fa4" and heads.ENABLED and "attend_heads" not in edited:
             works = partial(heads.try_out, device, shape)
-            if _is_fine(operators, "heads", partial(once, f"heads {shape}", device, works)):
+            what = f"heads {shape}, from sums {rotary.list_sums(device, shape)}"
+            if _is_fine(operators, "heads", partial(once, what, device, works)):
                 operators.attend_heads = partial(heads.attend_heads, gain=gain)
                 operators.window = heads.as_tensor
     works = partial(once, f"residual {shape}", device, partial(residual.try_out, device, shape))
