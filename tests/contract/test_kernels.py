@@ -330,8 +330,8 @@ for offset in (True, False):
     more = {**heads, "OFFSET": offset}
     assert narrow(rotary.split_heads, (), {**more, "WRITES_VALUES": False}) == 0
     for summed in (True, False):
-        more = {**heads, "OFFSET": offset, "IN_PLACE": True, "FROM_SUMS": summed}
-        assert narrow(rotary.split_heads_backward, ("dq",) * summed, more) == 0
+        back = {**more, "IN_PLACE": True, "FROM_SUMS": summed}
+        assert narrow(rotary.split_heads_backward, ("dq",) * summed, back) == 0
 assert narrow(residual.add_norm, scalars, {**sums, "ROWS": 8, "HAS_Y": True}) == 0
 sums |= {"ROWS": 4, "HAS_TOTAL": True}
 assert narrow(residual.add_norm_backward, scalars, sums) == 0

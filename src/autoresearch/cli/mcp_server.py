@@ -181,13 +181,14 @@ def _add_trial_tools(app: MCPServer[Any], workspace: Workspace, trial: TrialProc
 
         if trial.is_running:
             return {"accepted": False, "reason": "a trial is running; call run to wait for it"}
+        known = (_champion_source(workspace), _read(workspace)[0])
         try:
-            new = _check_edit(workspace, source, edits or [])
+            new = _check_edit(source, edits or [], *known)
         except EditError as refusal:
             return {"accepted": False, "reason": str(refusal)}
         if overwrite or not workspace.train_path.exists():
             workspace.write_train(new)
-        elif not _replace_known(workspace, pending["source"], new):
+        elif not _replace(workspace, new, pending["source"], *known):
             reason = "train.py has an edit that was not run: run it, or propose with overwrite"
             return {"accepted": False, "reason": reason}
         pending.update(description=one_line(description), source=new)
@@ -270,12 +271,12 @@ def _read(workspace: Workspace) -> tuple[History, Any]:
     return options.read_history(workspace)
 
 
-def _replace_known(workspace: Workspace, own: str, new: str) -> bool:
+def _replace(workspace: Workspace, new: str, own: str, champion: str, history: History) -> bool:
     """Put `new` on the disk; False where train.py is an edit that nobody ran, and not `own`."""
     from autoresearch.search.proposal import check_proposal
 
     left = workspace.read_train()
-    refusal = check_proposal(left, _champion_source(workspace), _read(workspace)[0])
+    refusal = check_proposal(left, champion, history)
     is_known = refusal is not None and refusal.kind in ("no_change", "repeat")
     return (left == own or is_known) and workspace.replace_train(left, new)
 
@@ -288,17 +289,16 @@ def _champion_source(workspace: Workspace) -> str:
     return source if source is not None else branch.read(workspace.repository.head())
 
 
-def _check_edit(workspace: Workspace, source: str, edits: list[Replacement]) -> str:
+def _check_edit(source: str, edits: list[Replacement], champion: str, history: History) -> str:
     """The new file; raises an EditError with the reason where it is refused."""
     from autoresearch.search.edits import EditError, replace_blocks
     from autoresearch.search.proposal import check_proposal
 
     if bool(source) == bool(edits):
         raise EditError("give either `source` or `edits`")
-    champion = _champion_source(workspace)
     blocks = [(edit.search, edit.replace) for edit in edits]
     new = source or replace_blocks(champion, blocks)
-    refusal = check_proposal(new, champion, _read(workspace)[0])
+    refusal = check_proposal(new, champion, history)
     if refusal:
         raise EditError(refusal.reason)
     return new

@@ -68,11 +68,10 @@ def list_calls(device: torch.device, shape: Shape, is_scored: bool) -> list[Call
     """Calls that compile at least one kernel each; the way back is not for what is only scored."""
     calls: list[Callable[[], object]] = []
     sizes = (device, shape.head_dim, shape.context)
-    for window in {min(shape.windows), max(shape.windows)}:
-        reach = (window if window < shape.context - 1 else -1, shape.has_documents)
-        calls.append(partial(fa4.try_forward, *sizes, *reach))
+    for window in {shape.reaches[0], shape.reaches[-1]}:  # all of the context, and less
+        calls.append(partial(fa4.try_forward, *sizes, window, shape.has_documents))
         if not is_scored:
-            calls.append(partial(fa4.try_backward, *sizes, *reach))
+            calls.append(partial(fa4.try_backward, *sizes, window, shape.has_documents))
     calls.append(partial(mlp.try_up, "quack", device))
     for product in linear.list_kinds(shape, is_scored=is_scored):
         calls.append(partial(linear.try_product, device, *product))

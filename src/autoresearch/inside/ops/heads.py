@@ -208,7 +208,7 @@ def try_out(device: torch.device, shape: Shape) -> None:
     options: dict[str, Any] = {"device": device, "dtype": torch.bfloat16, "generator": generator}
     B, T, H, G, D = 1, 256, shape.num_heads, shape.kv_heads, shape.head_dim
     told: list[tuple[int, Tensor | None]] = []  # windows, and tokens by which documents are found
-    if min(shape.windows) < shape.context - 1:
+    if shape.reaches[-1] >= 0:
         told.append((T // 2, None))
     if shape.has_documents or not told:  # each token its own number: the hundredth begins one
         told.append((-1, torch.arange(T, device=device)[None] if shape.has_documents else None))

@@ -35,7 +35,7 @@ def choose(device: torch.device, shape: Shape) -> str:
     """Empty if `linear` works here, else why not."""
     if torch.cuda.get_device_capability(device)[0] != 9:
         return "needs Hopper"
-    if shape.width > MAX_WIDTH:
+    if not list_kinds(shape, is_scored=True):
         return f"wider than {MAX_WIDTH}"
     try:
         once(f"linear {shape}", device, partial(_try, device, shape))
@@ -53,7 +53,8 @@ def _try(device: torch.device, shape: Shape) -> None:
 def list_kinds(shape: Shape, *, is_scored: bool) -> list[tuple[int, int, bool]]:
     """Products of the model, one a kernel: summed channels, columns, whether on the way back.
 
-    The way back multiplies by the matrix as it lies, the way forward by its transpose.
+    The way back multiplies by the matrix as it lies, the way forward by its transpose. None for a
+    wide model.
     """
     if shape.width > MAX_WIDTH:
         return []

@@ -230,9 +230,8 @@ def call_kernels(device: torch.device, shape: Shape, has_value: bool, is_scored:
 
 def list_sums(device: torch.device, shape: Shape) -> list[bool]:
     """Whether layers read the gradient of queries as sums, each answer once."""
-    reaches = (w if w < shape.context - 1 else -1 for w in set(shape.windows))
     sizes = (device, shape.head_dim, shape.context)
-    return sorted({fa4.leaves_sums(*sizes, reach, shape.has_documents) for reach in reaches})
+    return sorted({fa4.leaves_sums(*sizes, r, shape.has_documents) for r in shape.reaches})
 
 
 @torch.library.custom_op("autoresearch::split_forward", mutates_args=())

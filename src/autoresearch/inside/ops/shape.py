@@ -44,6 +44,11 @@ class Shape:
         return len(self.windows)
 
     @property
+    def reaches(self) -> list[int]:
+        """Windows as attention is told them, each once, in order; -1 sees all that came before."""
+        return sorted({window if window < self.context - 1 else -1 for window in self.windows})
+
+    @property
     def value_forms(self) -> list[bool]:
         """Whether layers have a value embedding, each answer once."""
         return sorted({i in self.value_layers for i in range(self.num_layers)})
