@@ -20,7 +20,8 @@ def section_check() -> None:
     attempt("attention", check_attention)
     attempt("split heads", check_split_heads)
     attempt("head loss", check_head_loss)
-    for backend in ("quack", "triton"):
+    attempt("float8", check_float8)
+    for backend in ("float8", "quack", "triton"):
         attempt(f"mlp {backend}", lambda backend=backend: check_mlp(backend))
     attempt("lookup", check_lookup)
     attempt("polar", check_polar)
@@ -109,15 +110,35 @@ def check_head_loss() -> None:
         check(f"head loss N{N} C{C} V{V}", pairs, 2e-2)
 
 
+def check_float8() -> None:
+    """Output and two gradients, against rounded inputs."""
+    from autoresearch.inside.ops.float8 import linear, linear_twin
+
+    for N, C, columns in ((4096, 768, 2304), (333, 512, 1536)):
+        x, weight, grad = normal(1, N, C), normal(columns, C, scale=C**-0.5), normal(1, N, columns)
+        exact = doubled(x, weight)
+        out, wanted = linear(x, weight), linear_twin(*exact)
+        got = torch.autograd.grad(out, (x, weight), grad)
+        pairs = [(out, wanted)]
+        pairs += zip(got, torch.autograd.grad(wanted, exact, grad.double()), strict=True)
+        check(f"float8 N{N} C{C}", pairs, 1e-2)
+
+
 def check_mlp(backend: str) -> None:
     """Output and three gradients."""
+    from autoresearch.inside.ops.float8 import linear_twin
     from autoresearch.inside.ops.mlp import relu2_mlp, relu2_mlp_twin
+
+    def of_float8(x: torch.Tensor, fc: torch.Tensor, proj: torch.Tensor) -> torch.Tensor:
+        return linear_twin(x, fc).relu().square() @ proj.mT
+
+    twin = of_float8 if backend == "float8" else relu2_mlp_twin
 
     for N, C in ((4096, 512), (1000, 640), (333, 128)):
         x, fc = normal(1, N, C), normal(4 * C, C, scale=C**-0.5)
         proj, grad = normal(C, 4 * C, scale=C**-0.5), normal(1, N, C)
         exact = doubled(x, fc, proj)
-        wanted = relu2_mlp_twin(*exact)
+        wanted = twin(*exact)
         out = relu2_mlp(x, fc, proj, backend)
         got = torch.autograd.grad(out, (x, fc, proj), grad)
         pairs = [(out, wanted)]

@@ -4,6 +4,7 @@ Usage: python runs/gpu_bench.py --sections ideal (this file is not called by its
 
 Matrix products count at the best rate measured here for their shape, attention at its exact FLOPs
 over 798 TFLOP/s, the rest at the bytes that it must read and write, each once, over 3.0 TB/s.
+Products in float8 count at their own rate, and narrowing as one more write of what is normed.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import torch
 from gpu_meter import BANDWIDTH, CUDA, RESULTS, attempt, median_ms, say
 from gpu_train import TEMPLATES, load_train
 
-from autoresearch.inside.ops import linear
+from autoresearch.inside.ops import float8, linear
 
 PRODUCTS = 798e12  # FLOP/s of a large product, measured
 BF16, F32 = 2, 4  # bytes
@@ -37,7 +38,10 @@ def ideal_of(preset: str) -> None:
         model = train.GPT(data["vocab_size"], data["context"], 0)
     tokens = train.TOTAL_BATCH * model.context
     parts = {
-        "matrix products": products_ms(model, tokens, train.MICRO_BATCH * model.context),
+        "matrix products": products_ms(
+            model, tokens, train.MICRO_BATCH * model.context, has_float8=train.FLOAT8
+        ),
+        "narrowing": bytes_ms(narrow_bytes(model) * tokens * train.FLOAT8),
         "attention": attention_ms(model, tokens, has_documents=train.DOCUMENT_MASK),
         "residual and norm": bytes_ms(residual_bytes(model) * tokens),
         "rotary, QK-norm, value mix": bytes_ms(heads_bytes(model) * tokens),
@@ -57,7 +61,7 @@ def bytes_ms(moved: float) -> float:
     return moved / BANDWIDTH * 1e3
 
 
-def products_ms(model: Any, tokens: int, at_once: int) -> float:
+def products_ms(model: Any, tokens: int, at_once: int, *, has_float8: bool) -> float:
     """All products of activations and weights: forward, gradient of the input, of the weight."""
     L, C = len(model.windows), model.width
     kv = 2 * model.k.size(1)
@@ -68,7 +72,9 @@ def products_ms(model: Any, tokens: int, at_once: int) -> float:
         x = torch.randn(at_once, columns, device=CUDA, dtype=torch.bfloat16)
         w = torch.randn(rows, columns, device=CUDA, dtype=torch.bfloat16)
         dy = torch.randn(at_once, rows, device=CUDA, dtype=torch.bfloat16)
-        times = [product_ms(x, w.mT), product_ms(dy, w), median_ms(lambda y=dy, x=x: y.mT @ x)]
+        is_small = has_float8 and name in ("q, k, v", "fc", "head")
+        forth = float8_ms(x, w) if is_small else product_ms(x, w.mT)
+        times = [forth, product_ms(dy, w), median_ms(lambda y=dy, x=x: y.mT @ x)]
         rates = (f"{2e-9 * at_once * rows * columns / ms:.0f}" for ms in times)
         say(f"    {name:8s} {columns:5d} -> {rows:5d}: {' '.join(rates)} TFLOP/s")
         whole += sum(times) * count * tokens / at_once
@@ -91,6 +97,19 @@ def product_ms(a: torch.Tensor, b: torch.Tensor) -> float:
     with suppress(Exception):
         times.append(median_ms(lambda: linear.multiply(a, b)))
     return min(times)
+
+
+def float8_ms(x: torch.Tensor, w: torch.Tensor) -> float:
+    """A product of what is narrow already."""
+    small = float8.narrow(x, 1.0), float8.narrow(w, float8.WEIGHT_FACTOR).mT
+    multiply = linear.load_gemm().product_of_float8
+    return median_ms(lambda: multiply(*small, float8.TILES))
+
+
+def narrow_bytes(model: Any) -> int:
+    """A token's bytes: what goes into heads, MLPs and logits, in float8."""
+    out: int = model.width * (2 * len(model.windows) + 1)
+    return out
 
 
 def residual_bytes(model: Any) -> int:

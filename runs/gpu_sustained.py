@@ -4,7 +4,7 @@ Usage: python runs/gpu_bench.py --sections sustained (this file is not called by
 
 Hardware: one NVIDIA H100 80GB; duration: a minute. In training that card stands at its power cap
 and below its highest clock, which short bursts do not show: so each call is repeated for a second
-before it is timed for another. Shapes are those of preset h100 when it was 640 wide. FlashAttention
+before it is timed for another. Shapes are those of preset h100. FlashAttention
 3 is looked for as the package `flash_attn_3`, or at the path in FA3_LIBRARY (a build with torch's
 stable ABI).
 """
@@ -21,14 +21,17 @@ from typing import Any
 import gpu_meter as meter
 import torch
 
-N, C, T, H, D = 2**17, 640, 2048, 5, 128
+from autoresearch.inside.ops import float8
+from autoresearch.inside.ops.linear import load_gemm
+
+N, C, T, H, D = 2**17, 768, 2048, 6, 128
 PRODUCTS = {  # name: output columns, summed over
     "queries, keys, values": (3 * C, C),
     "out": (C, C),
     "up": (4 * C, C),
     "down": (C, 4 * C),
-    "head": (8192, C),
-    "back through the head": (C, 8192),
+    "head": (16_384, C),
+    "back through the head": (C, 16_384),
 }
 
 
@@ -60,17 +63,17 @@ def products(name: str, columns: int, depth: int) -> None:
     x, weights = meter.normal(N, depth).detach(), meter.normal(columns, depth).detach()
     flops, moved = 2 * N * columns * depth, 2 * N * (columns + depth)
     meter.row(f"{name} bfloat16", sustained_ms(lambda: x @ weights.mT), flops, moved)
-    scale = torch.tensor(1 / 32, device="cuda")
-    narrow = [(t * 32).clamp(-448, 448).to(torch.float8_e4m3fn) for t in (x, weights)]
-
-    def multiply() -> torch.Tensor:
-        options: dict[str, Any] = {"out_dtype": torch.bfloat16, "use_fast_accum": True}
-        return torch._scaled_mm(narrow[0], narrow[1].mT, scale, scale, **options)
-
-    meter.say(f"  off by {meter.off(multiply(), x @ weights.mT):.3g}")
-    meter.row(f"{name} float8", sustained_ms(multiply), flops, moved)
-    cast = torch.compile(lambda t: (t * 32).to(torch.float8_e4m3fn), dynamic=False)
-    meter.row(f"{name} narrowing", sustained_ms(lambda: cast(x)), 0, 3 * N * depth)
+    small = float8.narrow(x, 1.0), float8.narrow(weights, float8.WEIGHT_FACTOR).mT
+    scales = (torch.tensor(s, device="cuda") for s in (1.0, 1 / float8.WEIGHT_FACTOR))
+    options: dict[str, Any] = {"out_dtype": torch.bfloat16, "use_fast_accum": True}
+    ways = {
+        "float8 by cuBLAS": partial(torch._scaled_mm, *small, *scales, **options),
+        "float8 by quack": partial(load_gemm().product_of_float8, *small, float8.TILES),
+    }
+    for way, multiply in ways.items():
+        meter.say(f"  {way} off by {meter.off(multiply(), x @ weights.mT):.3g}")
+        meter.row(f"{name} {way}", sustained_ms(multiply), flops, moved)
+    meter.row(f"{name} narrowing", sustained_ms(lambda: float8.narrow(x, 1.0)), 0, 3 * N * depth)
 
 
 def attention(window: int) -> None:

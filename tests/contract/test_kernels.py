@@ -22,7 +22,9 @@ _INTERPRETED = """
 import itertools
 import torch
 import torch.nn.functional as F
-from autoresearch.inside.ops import attention, fa4, heads, mlp, residual, rotary, softcap_ce, table
+from types import SimpleNamespace
+from autoresearch.inside.ops import attention, fa4, float8, heads, mlp, residual, rotary
+from autoresearch.inside.ops import softcap_ce, table
 from autoresearch.inside.ops.documents import count_documents, find_bounds
 from autoresearch.inside.ops.shape import Shape
 
@@ -296,6 +298,47 @@ for factor in (1.0, 0.37):
         assert "second backward" in str(error)
     else:
         raise AssertionError("a gradient was scaled twice")
+
+for dtype in (torch.float32, torch.bfloat16):
+    small = torch.randn(7, 999).mul(30).to(torch.float8_e4m3fn)
+    got = float8.narrow(small.to(dtype) / 4, 4.0)  # of what need not be rounded: the interpreter
+    assert got.dtype is torch.float8_e4m3fn  # makes 4 of 7.98
+    assert torch.equal(got.float(), small.float())
+
+def multiply(a, b, _tiles):
+    assert a.dtype is b.dtype is torch.float8_e4m3fn
+    return (a.float() @ b.float()) / 32
+
+gemm = SimpleNamespace(product_of_float8=multiply)
+gemm.up_of_float8 = lambda a, b, tiles: multiply(a, b, tiles).relu().square()
+gemm.down_gradient = lambda a, b, c, tuned: {"D": a @ b * 2 * c.sqrt()}
+float8.load_gemm = mlp.load_gemm = lambda: gemm
+float8.narrow = lambda x, factor: (x.detach() * factor).to(torch.float8_e4m3fn)
+x, fc, proj = torch.randn(40, 48), torch.randn(64, 48) / 8, torch.randn(48, 64) / 8
+exact = [t.requires_grad_() for t in (x, fc, proj)]
+
+def small_mlp(x, fc, proj):
+    return F.relu(float8.linear_twin(x, fc)).square() @ proj.mT
+
+for function, twin, own in (
+    (float8.linear_forward, float8.linear_twin, exact[:2]),
+    (lambda *t: mlp.relu2_mlp(*t, "float8"), small_mlp, exact),
+):
+    outs, wanted = function(*own), twin(*own)
+    grad = torch.randn_like(outs)
+    got = [outs, *torch.autograd.grad(outs, own, grad)]
+    for a, b in zip(got, [wanted, *torch.autograd.grad(wanted, own, grad)], strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+assert (twin(*own) - F.relu(x @ fc.mT).square() @ proj.mT).norm() / wanted.norm() > 1e-2
+torch.library.opcheck(float8.linear_forward, tuple(exact[:2]), test_utils=utilities)
+results, grad = [], torch.randn(40, 64)
+for function in (
+    float8.linear_forward,
+    torch.compile(float8.linear_forward, backend="aot_eager", fullgraph=True),
+):
+    out = function(*exact[:2])
+    results.append((out, *torch.autograd.grad(out, exact[:2], grad)))
+assert all(map(torch.equal, *results))
 print("fine")
 """
 
@@ -305,12 +348,12 @@ import re
 from triton import compile
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from autoresearch.inside.ops.kernels import mlp, residual, rotary, softcap_ce
+from autoresearch.inside.ops.kernels import float8, mlp, residual, rotary, softcap_ce
 
-def narrow(kernel, floats, constants):
-    # loads and stores of single bfloat16s in the kernel for Hopper: all should be of eight
+def compiled(kernel, floats, constants, **others):
+    # the kernel for Hopper, which has loads or stores of 16 bytes
     names, kinds = kernel.arg_names, {"N": "i32", "T": "i32", "C": "i32", "num_programs": "i32"}
-    kinds |= {name: "*fp32" for name in floats} | {"gain": "fp32", "cap": "fp32"}
+    kinds |= {name: "*fp32" for name in floats} | {"gain": "fp32", "cap": "fp32"} | others
     kinds = {n: "constexpr" if n in constants else kinds.get(n, "*bf16") for n in names}
     even = [i for i, n in enumerate(names) if kinds[n][0] == "*" or n in "NTC"]
     attributes = {(i,): [["tt.divisibility", 16]] for i in even}
@@ -319,10 +362,17 @@ def narrow(kernel, floats, constants):
     options = {"num_warps": 4}
     ptx = compile(source, target=GPUTarget("cuda", 90, 32), options=options).asm["ptx"]
     assert re.search(r"(ld|st).global.*v4", ptx)
-    return len(re.findall(r"(ld|st).global[.\\w:]*.b16", ptx))
+    return ptx
+
+def narrow(*given, **others):
+    # its loads and stores of single bfloat16s: all should be of eight
+    return len(re.findall(r"(ld|st).global[.\\w:]*.b16", compiled(*given, **others)))
 
 assert narrow(softcap_ce.softcap, ("out",), {"BLOCK": 2048}) == 0
 assert narrow(softcap_ce.rescale, ("factor",), {"BLOCK": 4096}) == 0
+to_float8 = compiled(float8.narrow, (), {"BLOCK": 4096}, factor="fp32", out="*fp8e4nv")
+assert "cvt.rn.satfinite.e4m3x2" in to_float8  # no number becomes NaN for being large
+assert not re.search(r"(ld|st).global[.\\w:]*.b(8|16)", to_float8)
 heads = {"H": 5, "G": 5, "HALF": 64, "ROWS": 16, "HAS_VALUE": False}
 sums = {"FRONT": 0, "BLOCK": 1024, "IS_MIXED": True}
 scalars = ("size", "resid", "factor", "factors", "parts")

@@ -229,8 +229,13 @@ def test_the_scorer_does_not_compare_what_it_was_not_shown(lab: Lab) -> None:
     assert failure.value.outcome is Outcome.DISTURBED
 
 
-def test_kill_9_loses_no_run_that_had_ended(tmp_path: Path) -> None:
+def test_kill_9_loses_no_run_that_had_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Killed twice in the middle of a confirmation, a session of its own process ends it."""
+    # so bad a start that a keep, which is what can be confirmed, does not depend on noise
+    monkeypatch.setattr(drive, "TRAIN", drive.TRAIN.replace("GAIN = 0.3", "GAIN = 2.0"))
+    drive.prepare(tmp_path)
     env = {
         **os.environ,
         "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[2] / "src"), str(STUBS)]),

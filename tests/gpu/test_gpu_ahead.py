@@ -23,13 +23,14 @@ assert not torch.cuda.is_initialized(), "imports alone started CUDA"
 sizes = {"context": 512, "vocab_size": 8192, "width": 256, "num_heads": 2, "kv_heads": 2}
 layers = {"windows": [128, 512], "value_layers": [1], "head_dim": 128, "front": 32}
 layers |= {"has_offset": True, "has_head_gate": False, "has_documents": True}
+layers |= {"has_float8": True}
 shape = Shape(**sizes, **layers)
 ahead.compile_all(torch.device("cuda"), shape, is_scored=False)
 assert not torch.cuda.is_initialized(), "the children have the card, not we"
 """
 CALL = """
 import torch
-from autoresearch.inside.ops import heads, linear
+from autoresearch.inside.ops import float8, heads, linear
 from autoresearch.inside.ops.documents import find_bounds
 
 B, T, H, D = 70, 512, 2, 128
@@ -41,7 +42,9 @@ for window in (128, -1):
 for columns in (3 * H * D, H * D):
     x = torch.randn(B, T, H * D, device="cuda", dtype=torch.bfloat16, requires_grad=True)
     weight = torch.randn(columns, H * D, device="cuda", dtype=torch.bfloat16, requires_grad=True)
-    linear.linear(x, weight).sum().backward()
+    for product in (linear.linear, float8.linear):
+        product(x, weight).sum().backward()
+    float8.up(x.flatten(0, 1), weight)
 """
 
 
@@ -66,7 +69,7 @@ def test_kernels_appear_before_they_are_called(tmp_path: Path) -> None:
     made = run(WAIT_AND_BUILD)
     parts = {path.parent.name for path in made if path.is_relative_to(tmp_path / "flash")}
     assert {"fwd", "bwd", "bwd_pre", "bwd_post", "tile_cumsum", "blocks_to_batch"} <= parts
-    assert sum(path.is_relative_to(tmp_path / "quack") for path in made) == 5
+    assert sum(path.is_relative_to(tmp_path / "quack") for path in made) == 7
     kernels = {path.stem for path in made if path.suffix == ".cubin"}
     assert {
         "add_norm",
@@ -75,6 +78,7 @@ def test_kernels_appear_before_they_are_called(tmp_path: Path) -> None:
         "segment_sum",
         "softcap_ce",
         "rescale",
+        "narrow",
     } <= kernels
     assert {"split_heads", "split_heads_backward"} <= kernels
     assert run(CALL) == made  # attention and products as a step calls them, many rows

@@ -16,6 +16,7 @@ from torch import Tensor
 from autoresearch.inside.ops import (
     attention,
     fa4,
+    float8,
     heads,
     linear,
     mlp,
@@ -165,22 +166,54 @@ def test_linear_of_what_quack_cannot() -> None:
         torch.testing.assert_close(linear.linear(x, weight), linear.linear_twin(x, weight))
 
 
-@pytest.mark.parametrize("backend", ["quack", "triton", "torch"])
+@pytest.mark.parametrize(
+    ("sizes", "factor"), [((333, 512, 1536), 1.0), ((65, 768, 2304), 1.0), ((9, 16, 16), 900.0)]
+)
+def test_float8_linear(sizes: tuple[int, int, int], factor: float) -> None:
+    """As of rounded inputs, of which some are too large; no further off than rounding explains."""
+    if torch.cuda.get_device_capability()[0] != 9:
+        pytest.skip("made for Hopper")
+    pytest.importorskip("quack")
+    num, channels, columns = sizes
+    x, weight = normal(3, num, channels, scale=factor), normal(columns, channels, scale=0.1)
+    assert_agree(float8.linear, float8.linear_twin, [x, weight], 1e-2)
+    out, exact = float8.linear(x, weight), torch.nn.functional.linear(x.double(), weight.double())
+    if factor == 1.0:
+        assert 1e-2 < (out - exact).norm() / exact.norm() < 5e-2
+    odd = normal(5, 24), normal(16, 24)  # not in multiples of 16: in full
+    assert torch.equal(float8.linear(*odd), torch.nn.functional.linear(*odd))
+
+
+def test_what_float8_makes_of_numbers() -> None:
+    """As torch rounds, but that nothing overflows; what is no number stays none."""
+    if torch.cuda.get_device_capability()[0] < 9:
+        pytest.skip("made for Hopper")
+    pytest.importorskip("triton")
+    x = torch.randn(9999, device=CUDA) * torch.logspace(-4, 4, 9999, device=CUDA)
+    x[:3] = torch.tensor([torch.nan, torch.inf, -torch.inf])
+    for dtype in (torch.float32, torch.bfloat16):
+        for factor in (1.0, 32.0):
+            got = float8.narrow(x.to(dtype), factor).float()
+            wanted = (x.to(dtype).float() * factor).clamp(-448, 448).to(torch.float8_e4m3fn)
+            torch.testing.assert_close(got, wanted.float(), rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("backend", ["float8", "quack", "triton", "torch"])
 @pytest.mark.parametrize(("num", "width"), [(333, 128), (1000, 640), (9000, 512)])
 def test_mlp(backend: str, num: int, width: int) -> None:
     """Output and three gradients, by fewer and by more tiles than there are processors."""
     if backend != "torch" and torch.cuda.get_device_capability()[0] != 9:
         pytest.skip("made for Hopper")
-    if backend == "quack":
+    if backend in ("float8", "quack"):
         pytest.importorskip("quack")
     inputs = [normal(num, width), normal(4 * width, width, scale=0.1)]
     inputs.append(normal(width, 4 * width, scale=0.1))
-    assert_agree(
-        lambda *t: mlp.relu2_mlp(*t, backend),
-        lambda *t: mlp.relu2_mlp_twin(*t),
-        inputs,
-        1e-2,
-    )
+
+    def of_float8(x: Tensor, fc: Tensor, proj: Tensor) -> Tensor:
+        return float8.linear_twin(x, fc).relu().square() @ proj.mT
+
+    twin = of_float8 if backend == "float8" else mlp.relu2_mlp_twin
+    assert_agree(lambda *t: mlp.relu2_mlp(*t, backend), twin, inputs, 1e-2)
 
 
 @pytest.mark.parametrize("num_ids", [1000, 1])

@@ -34,6 +34,7 @@ from autoresearch.inside.ops import (
     attention,
     edited,
     fa4,
+    float8,
     heads,
     linear,
     mlp,
@@ -243,6 +244,11 @@ class TestAhead:
         assert names[1] == {**each, **back, "try_product": 2}
         short = replace(SHAPE, windows=[64] * 3)
         assert len(ahead.list_calls(CPU, short, True)) == len(forth) - 1
+        small = ahead.list_calls(CPU, replace(SHAPE, has_float8=True), True)
+        assert Counter(call.func.__name__ for call in small) - names[0] == {
+            "try_product": 1,
+            "try_up": 1,
+        }
 
 
 @pytest.mark.parametrize(("heads", "groups"), [(4, 4), (4, 1), (5, 5), (3, 1), (2, 2)])
@@ -460,9 +466,14 @@ def test_what_fails_its_trial_is_not_installed(
 EDITS = {
     "": ("a = 0", "a = 0", set()),
     "another product": (
-        "add_norm, share, F.linear",
-        "add_norm, share, lambda x, weight: F.linear(x, weight + 1)",
+        "add_norm, F.linear, F.linear",
+        "add_norm, lambda x, weight: F.linear(x, weight + 1), F.linear",
         {"linear"},
+    ),
+    "another product of what is normed": (
+        "add_norm, F.linear, F.linear",
+        "add_norm, F.linear, lambda x, weight: F.linear(x, weight.tanh())",
+        {"linear_normed"},
     ),
     "another activation": ("F.relu(F.linear(x, fc)).square()", "F.gelu(F.linear(x, fc))", {"mlp"}),
     "another norm": (
@@ -527,7 +538,8 @@ def test_what_somebody_edited_is_found(
 
 
 @pytest.mark.parametrize(
-    ("gone", "expected"), [("linear", "linear"), ("share", "add_norm"), ("mlp", "mlp")]
+    ("gone", "expected"),
+    [(name, name) for name in ("linear", "linear_normed", "mlp")] + [("share", "add_norm")],
 )
 def test_what_train_py_does_not_have_is_left_alone(
     train: ModuleType, gone: str, expected: str
@@ -549,7 +561,7 @@ def test_what_somebody_edited_stays(train: ModuleType, monkeypatch: pytest.Monke
     monkeypatch.setattr(linear, "choose", lambda *_: "")
     monkeypatch.setattr(rotary, "is_supported", lambda _head_dim: True)
     parts = {"mlp", "add_norm", "split_heads", "attend", "attend_heads", "lookup", "head_loss"}
-    parts |= {"linear"}
+    parts |= {"linear", "linear_normed"}
     for edits in (set(), {*parts, "softcap"}):
         monkeypatch.setattr(ops, "find_edited", lambda *_, edits=edits, **__: edits)
         operators = train.Operators(CPU, None)
@@ -559,6 +571,81 @@ def test_what_somebody_edited_stays(train: ModuleType, monkeypatch: pytest.Monke
         assert kept == ({*edits, "share"} if edits else {"attend"})  # "choose" had nothing better
         assert operators.names["attend"] == ("sdpa (edited)" if edits else "fa4")
         assert all(operators.names[name] == "torch (edited)" for name in edits - {"attend"})
+
+
+@pytest.mark.parametrize("reason", ["", "ValueError: off by 1"])
+@pytest.mark.parametrize("backend", ["quack", "triton", ""])
+def test_float8_is_for_what_is_normed(
+    train: ModuleType, monkeypatch: pytest.MonkeyPatch, reason: str, backend: str
+) -> None:
+    """Where it works, and somebody wants it; the MLP's first product needs quack for it."""
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _device: (9, 0))
+    monkeypatch.setattr(ops, "_has_triton", lambda: True)
+    monkeypatch.setattr(ops, "once", lambda *_: None)
+    monkeypatch.setattr(attention, "choose", lambda *_: (None, "fa4"))
+    monkeypatch.setattr(linear, "choose", lambda *_: "wider than 640")
+    monkeypatch.setattr(mlp, "choose", lambda *_: (backend, ""))
+    monkeypatch.setattr(rotary, "is_supported", lambda _head_dim: True)
+    asked: list[torch.device] = []
+    monkeypatch.setattr(float8, "choose", lambda device: asked.append(device) or reason)
+    for is_wanted in (True, False):
+        operators = train.Operators(CPU, None)
+        shape = replace(SHAPE, has_float8=is_wanted)
+        ops.install(operators, CPU, shape, attention="auto", softcap=15.0, gain=1.0)
+        has_float8 = is_wanted and not reason
+        assert operators.linear is torch.nn.functional.linear
+        assert (operators.linear_normed is float8.linear) == has_float8
+        assert (operators.head_loss.keywords["linear"] is float8.linear) == has_float8
+        told = {True: "quack" if not reason else f"off ({reason})", False: None}
+        assert operators.names.get("float8") == told[is_wanted]
+        if backend:
+            is_small = has_float8 and backend == "quack"
+            assert operators.mlp.keywords == {"backend": "float8" if is_small else backend}
+        else:
+            assert operators.mlp is train.relu2_mlp
+    assert asked == [CPU]
+
+
+def test_a_model_is_told_whether_it_wants_float8(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The constant of train.py reaches the operators; by default it is off."""
+    source = TRAIN.read_text(encoding="utf-8")
+    for told, wanted in (({}, False), ({"FLOAT8": True}, True)):
+        train = ModuleType("float8_train")
+        exec(compile(substitute(source, told), str(TRAIN), "exec"), vars(train))
+        shapes: list[Shape] = []
+        install = lambda _own, _device, shape, shapes=shapes, **_: shapes.append(shape)  # noqa: E731
+        monkeypatch.setattr(ops, "install", install)
+        model = train.build_model(SimpleNamespace(device=CPU, vocab_size=64, context=256, bos=0))
+        train.Operators(SimpleNamespace(type="cuda"), model)
+        assert [shape.has_float8 for shape in shapes] == [wanted]
+
+
+def test_what_float8_rounds() -> None:
+    """Inputs to three bits behind the first, large ones to the largest; nothing on the way back."""
+    x = torch.tensor([[1.0, 1.06, 1.07, -448.0, 470.0, 1e6]], dtype=torch.float64)
+    weight = torch.eye(6, dtype=torch.float64, requires_grad=True)
+    x.requires_grad_()
+    out = float8.linear_twin(x, weight * 13)
+    assert (out / 13).tolist() == [[1.0, 1.0, 1.125, -448.0, 448.0, 448.0]]
+    dx, dweight = torch.autograd.grad(out.sum(), (x, weight))
+    assert dx.tolist() == [[13.0] * 6]
+    assert torch.equal(dweight, 13 * x.expand(6, 6))
+
+
+def test_float8_where_it_is_not_to_be_had(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another chip, a library that is missing; and what no kernel takes is multiplied in full."""
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _device: (12, 0))
+    assert float8.choose(CPU) == "needs Hopper"
+
+    def fail() -> None:
+        raise ImportError("No module named 'quack'\nmore")
+
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _device: (9, 0))
+    monkeypatch.setattr(float8, "narrow", lambda x, _factor: x)
+    monkeypatch.setattr(float8, "load_gemm", fail)
+    assert float8.choose(CPU) == "ImportError: No module named 'quack'"
+    x, weight = torch.randn(2, 3, 16), torch.randn(32, 16)
+    assert torch.equal(float8.linear(x, weight), torch.nn.functional.linear(x, weight))
 
 
 def test_what_the_kernels_would_misread_is_refused() -> None:

@@ -80,6 +80,7 @@ MICRO_BATCH = 128  # rows at once; smaller if memory demands it, with the same t
 
 # Machine
 PRECISION = "auto"  # activations: "float32", "bfloat16"; auto: bfloat16 if the chip is fast at it
+FLOAT8 = False  # products of what is normed, on the way forward, in float8 on Hopper
 ATTENTION = "auto"  # rung: "fa4" > "fa3" > "cudnn" > "flex" > "sdpa"; auto: the best there is
 KERNELS = True  # the fast operators of autoresearch.inside.ops on CUDA; False: plain torch
 COMPILE = True  # torch.compile on CUDA; elsewhere it costs more than it gives
@@ -265,8 +266,8 @@ class Operators:
     def __init__(self, device, model):
         self.split_heads, self.attend, self.mlp = split_heads, sdpa, relu2_mlp
         self.lookup, self.head_loss, self.softcap = lookup, head_loss, softcap
-        self.add_norm, self.share, self.linear = add_norm, share, F.linear
-        self.window, self.find_documents = int, count_documents
+        self.add_norm, self.linear, self.linear_normed = add_norm, F.linear, F.linear
+        self.window, self.find_documents, self.share = int, count_documents, share
         self.names = {"attend": "sdpa"}
         if device.type == "cuda" and KERNELS:
             try:  # the only use of the package here: without it all works, slower
@@ -277,8 +278,8 @@ class Operators:
             shape = {"context": model.context, "vocab_size": len(model.head), "width": model.width}
             shape |= {"num_heads": model.num_heads, "kv_heads": model.k.size(1) // HEAD_DIM}
             shape |= {"head_dim": HEAD_DIM, "windows": model.windows, "has_offset": KEY_OFFSET}
-            shape |= {"value_layers": model.value_layers, "front": GATE_CHANNELS}
-            shape |= {"has_head_gate": HEAD_GATE, "has_documents": DOCUMENT_MASK}
+            shape |= {"value_layers": model.value_layers, "has_head_gate": HEAD_GATE}
+            shape |= {"front": GATE_CHANNELS, "has_documents": DOCUMENT_MASK, "has_float8": FLOAT8}
             factors = {"softcap": SOFTCAP, "gain": QK_GAIN}
             ops.install(self, device, ops.Shape(**shape), attention=ATTENTION, **factors)
 
@@ -314,7 +315,7 @@ def block(x, y, mixed, resid, cos, sin, weights, value, window, documents, ops):
     x, h, first = ops.add_norm(x, y, mixed, resid, front)
     # gates start at exactly 1: their weights are zero
     opening = None if gate is None else F.linear(first, gate)
-    heads = ops.linear(h, qkv)
+    heads = ops.linear_normed(h, qkv)
     where = (window, KEY_OFFSET, documents)
     seen = ops.attend_heads(heads, cos, sin, num_heads, opening, value, *where)
     if head_gate is not None:
@@ -423,7 +424,7 @@ class GPT(nn.Module):
         x = ops.add_norm(x, y)[1]
         if targets is not None:
             return ops.head_loss(x, self.head, targets)
-        return ops.softcap(ops.linear(x, self.head.to(dtype)))
+        return ops.softcap(ops.linear_normed(x, self.head.to(dtype)))
 
     def flops_per_token(self, is_exact=False):
         """Forward and backward FLOPs; the exact count leaves out keys that windows mask."""
@@ -736,7 +737,6 @@ def main(run):
         facts |= {"mfu_percent": percent * tokens_per_s}
         run.report(**facts, remaining_s=run.budget_s * (1 - progress))
     facts = {"num_steps": step, "total_tokens_M": step * step_tokens / 1e6, "depth": DEPTH}
-    facts |= {"num_params_M": num_params / 1e6, "width": model.width}
-    facts |= {"mfu_percent": percent * tokens_per_s}
-    facts |= {"mfu_exact_percent": percent_exact * tokens_per_s}
+    facts |= {"num_params_M": num_params / 1e6, "mfu_percent": percent * tokens_per_s}
+    facts |= {"width": model.width, "mfu_exact_percent": percent_exact * tokens_per_s}
     run.submit(model, **facts, attention=model.operators.names["attend"])

@@ -22,12 +22,14 @@ import torch.nn.functional as F
 
 from autoresearch.inside.ops import ahead, heads, linear, residual, rotary, softcap_ce, table
 from autoresearch.inside.ops import attention as _attention
+from autoresearch.inside.ops import float8 as _float8
 from autoresearch.inside.ops import mlp as _mlp
 from autoresearch.inside.ops.edited import find_edited
 from autoresearch.inside.ops.shape import Shape
 from autoresearch.inside.ops.trial_call import once
 
-KERNELS = ("mlp", "residual", "rotary", "softcap_ce", "table")  # modules of Triton kernels
+# modules of Triton kernels
+KERNELS = ("float8", "mlp", "residual", "rotary", "softcap_ce", "table")
 
 
 class Operators(Protocol):
@@ -41,6 +43,7 @@ class Operators(Protocol):
     add_norm: Any
     share: Any
     linear: Any
+    linear_normed: Any
     mlp: Any
     lookup: Any
     head_loss: Any
@@ -79,11 +82,7 @@ def install(
     operators.names["attend"] = name
     if torch.cuda.get_device_capability(device) < (8, 0) or not _has_triton():
         return
-    reason = linear.choose(device, shape) if linear.ENABLED else "off"
-    multiply = F.linear if reason else linear.linear
-    if "linear" not in edited:
-        operators.linear = multiply
-        operators.names["linear"] = f"torch ({reason})" if reason else "quack"
+    multiply = _install_products(operators, device, shape, edited)
     if "head_loss" not in edited:
         operators.head_loss = partial(softcap_ce.head_loss, cap=softcap, linear=multiply)
         operators.names["loss"] = "triton"
@@ -109,8 +108,28 @@ def install(
         return
     backend, reason = _mlp.choose(device)
     operators.names["mlp"] = f"{backend or 'torch'} ({reason})" if reason else backend
+    if backend == "quack" and multiply is _float8.linear:
+        backend = "float8"
     if backend:
         operators.mlp = partial(_mlp.relu2_mlp, backend=backend)
+
+
+def _install_products(
+    operators: Operators, device: torch.device, shape: Shape, edited: set[str]
+) -> Callable[..., torch.Tensor]:
+    """Products with the weights of layers. Returns the one for normed rows."""
+    reason = linear.choose(device, shape) if linear.ENABLED else "off"
+    multiply = F.linear if reason else linear.linear
+    if "linear" not in edited:
+        operators.linear = multiply
+        operators.names["linear"] = f"torch ({reason})" if reason else "quack"
+    if shape.has_float8:
+        reason = _float8.choose(device)
+        operators.names["float8"] = f"off ({reason})" if reason else "quack"
+        multiply = multiply if reason else _float8.linear
+    if "linear_normed" not in edited:
+        operators.linear_normed = multiply
+    return multiply
 
 
 def _is_fine(operators: Operators, part: str, trial: Callable[[], None]) -> bool:

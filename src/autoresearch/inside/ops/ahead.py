@@ -21,7 +21,7 @@ from pathlib import Path
 
 import torch
 
-from autoresearch.inside.ops import fa4, linear, mlp, residual, rotary, softcap_ce, table
+from autoresearch.inside.ops import fa4, float8, linear, mlp, residual, rotary, softcap_ce, table
 from autoresearch.inside.ops.shape import Shape
 from autoresearch.system.procs import die_with_parent
 
@@ -73,6 +73,8 @@ def list_calls(device: torch.device, shape: Shape, is_scored: bool) -> list[Call
         if not is_scored:
             calls.append(partial(fa4.try_backward, *sizes, window, shape.has_documents))
     calls.append(partial(mlp.try_up, "quack", device))
+    if shape.has_float8:
+        calls += [partial(float8.try_product, device), partial(float8.try_up, device)]
     for product in linear.list_kinds(shape, is_scored=is_scored):
         calls.append(partial(linear.try_product, device, *product))
     if is_scored:

@@ -41,7 +41,8 @@ def find_edited(operators: Any, shape: Shape, *, softcap: float, gain: float) ->
     with torch.random.fork_rng(devices=[]), _one_thread():
         torch.default_generator.manual_seed(0)  # torch.manual_seed would seed the card as well
         makers: dict[str, Callable[[], list[Case]]] = {
-            "linear": partial(_linear, operators),
+            "linear": partial(_linear, operators, "linear"),
+            "linear_normed": partial(_linear, operators, "linear_normed"),
             "mlp": partial(_mlp, operators),
             "add_norm": partial(_add_norm, operators),
             "split_heads": partial(_split_heads, operators, shape, gain),
@@ -96,8 +97,8 @@ def _normal(*shape: int) -> Tensor:
     return torch.randn(shape)
 
 
-def _linear(operators: Any) -> list[Case]:
-    return [(operators.linear, linear.linear_twin, [_normal(B, T, C), _normal(24, C)])]
+def _linear(operators: Any, name: str) -> list[Case]:
+    return [(getattr(operators, name), linear.linear_twin, [_normal(B, T, C), _normal(24, C)])]
 
 
 def _mlp(operators: Any) -> list[Case]:

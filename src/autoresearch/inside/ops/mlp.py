@@ -2,7 +2,8 @@
 
 Forward writes only the squared activations; backward needs nothing else, since the slope of
 max(h, 0)^2 is twice the root of what was kept. Against separate kernels this saves three passes
-over the widest tensor of the model. Two backends: `quack` (CuTe DSL, Hopper) and `triton`.
+over the widest tensor of the model. Backends: `quack` (CuTe DSL, Hopper) and `triton`; `float8` is
+quack with the first product in float8 (float8.py).
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from autoresearch.inside.ops import float8
 from autoresearch.inside.ops.linear import aligned, load_gemm
 from autoresearch.inside.ops.machine import num_processors
 from autoresearch.inside.ops.trial_call import compare, once
@@ -68,7 +70,7 @@ def _sample(device: torch.device, *shapes: tuple[int, int]) -> list[Tensor]:
 
 
 def relu2_mlp(x: Tensor, fc: Tensor, proj: Tensor, backend: str) -> Tensor:
-    """As the twin; `backend` is "quack", "triton" or "torch"."""
+    """As the twin; `backend` is "float8", "quack", "triton" or "torch"."""
     out: Tensor = relu2_forward(x.flatten(0, -2), fc, proj, backend)[0]
     return out.view(x.shape)
 
@@ -117,6 +119,8 @@ relu2_forward.register_autograd(_gradient, setup_context=_setup)
 
 def _up(x: Tensor, fc: Tensor, backend: str) -> Tensor:
     """max(x fc^T, 0)^2."""
+    if backend == "float8":
+        return float8.up(x, fc)
     if backend == "quack":
         operands = (aligned(x.detach()), aligned(fc.detach().mT))
         return load_gemm().up(*operands, tuned=False)["D"]
@@ -127,7 +131,7 @@ def _up(x: Tensor, fc: Tensor, backend: str) -> Tensor:
 
 def _down_gradient(grad: Tensor, proj: Tensor, squares: Tensor, backend: str) -> Tensor:
     """The gradient before the activation: (grad proj) 2 sqrt(squares)."""
-    if backend == "quack":
+    if backend in ("float8", "quack"):
         operands = tuple(aligned(t.detach()) for t in (grad, proj, squares))
         return load_gemm().down_gradient(*operands, tuned=False)["D"]
     if backend == "triton":

@@ -8,19 +8,22 @@ Two halves of a block multiply and write in turn. By quack's own way the half wh
 first asks for what its epilogue reads, and waits for memory in each tile. Here it asks before its
 turn: all of a tile's pieces have places of their own, so that each is free when the other half has
 read its piece, which is what a load waits for anyway.
+
+Sums of float8 are made in the matrix units, not exactly (float8.py).
 """
 # mypy: ignore-errors
 
 from functools import cache
 from importlib.metadata import version
 
+import torch
 from cutlass import cute
 from quack import activation
 from quack.epilogue import frontend
 from quack.epilogue.frontend import gemm_epilogue
 from quack.gemm_sm90 import GemmSm90
 
-EARLY_VERSIONS = ("0.6.5",)  # of quack, whose inner parts EarlyLoads knows; else its own way
+IS_KNOWN = version("quack-kernels") in ("0.6.5",)  # whether Product knows quack's inner parts
 
 
 class TurnFirst:
@@ -37,10 +40,14 @@ class TurnFirst:
         self.barrier.arrive_and_wait()
 
 
-class EarlyLoads(GemmSm90):
+class Product(GemmSm90):
     """quack's product, whose epilogue asks for what it reads before its turn."""
 
     epi_c_stage_base = 64  # pieces with a place of their own: as many as a tile has
+
+    def __init__(self, *given, **named):
+        """As quack's, but for how it adds up."""
+        super().__init__(*given, fp8_fast_accum=True, **named)
 
     def pingpong_barrier_sync(self, warp_group_idx, stage):
         """Put off the wait for the turn to write, if there is something to read."""
@@ -56,8 +63,8 @@ class EarlyLoads(GemmSm90):
         return super().epilogue(*given, epilogue_barrier=epilogue_barrier, **named)
 
 
-if version("quack-kernels") in EARLY_VERSIONS:
-    frontend._SM_BASE[9] = EarlyLoads  # what it makes epilogues for Hopper of
+if IS_KNOWN:
+    frontend._SM_BASE[9] = Product  # what it makes epilogues for Hopper of
 
 
 @cache  # quack knows a configuration by its identity
@@ -98,3 +105,31 @@ def same(acc):
 def product(a, b, shape):
     """a (M, K) times b (K, N), by tiles of this shape."""
     return same(a.detach(), b.detach(), tuned=False, config=tiles(*shape))["D"]
+
+
+@gemm_epilogue()
+def scaled(acc):
+    """A product of which one matrix was 32 times too large."""
+    return {"D": acc * 0.03125}
+
+
+@gemm_epilogue()
+def up_scaled(acc):
+    """The same, as `up`."""
+    return {"D": activation.relu_sq(acc * 0.03125)}
+
+
+def product_of_float8(a, b, shape):
+    """a (M, K) times b (K, N) / 32, in bfloat16."""
+    return _of_float8(scaled, a, b, shape)
+
+
+def up_of_float8(a, b, shape):
+    """max(a b / 32, 0)^2, in bfloat16."""
+    return _of_float8(up_scaled, a, b, shape)
+
+
+def _of_float8(epilogue, a, b, shape):
+    if not IS_KNOWN:
+        raise ImportError(f"quack {version('quack-kernels')} may add float8 up slowly")
+    return epilogue(a, b, out_dtype=torch.bfloat16, tuned=False, config=tiles(*shape))["D"]

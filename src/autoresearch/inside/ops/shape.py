@@ -23,6 +23,7 @@ class Shape:
         has_head_gate: whether all layers have gates on heads.
         front: channels that gates look at.
         has_documents: whether layers that see all of the context keep to their document.
+        has_float8: whether products of what is normed are made in float8 on the way forward.
     """
 
     context: int
@@ -37,6 +38,7 @@ class Shape:
     has_head_gate: bool
     front: int
     has_documents: bool
+    has_float8: bool = False  # a train.py that is older does not say
 
     @property
     def num_layers(self) -> int:
