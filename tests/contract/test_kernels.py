@@ -301,8 +301,9 @@ for factor in (1.0, 0.37):
 
 for dtype in (torch.float32, torch.bfloat16):
     small = torch.randn(7, 999).mul(30).to(torch.float8_e4m3fn)
-    got = float8.narrow(small.to(dtype) / 4, 4.0)  # of what need not be rounded: the interpreter
-    assert got.dtype is torch.float8_e4m3fn  # makes 4 of 7.98
+    # nothing here needs rounding: the interpreter makes 4 of 7.98
+    got = float8.narrow(small.to(dtype) / 4, 4.0)
+    assert got.dtype is torch.float8_e4m3fn
     assert torch.equal(got.float(), small.float())
 
 def multiply(a, b, _tiles):

@@ -48,16 +48,23 @@ def steps(train: ModuleType, is_compiled: bool) -> list[float]:
 
 
 def test_kernels_and_compilation_change_nothing_but_rounding() -> None:
-    """Plain and eager, plain and compiled, fast and compiled: the same losses within bfloat16."""
+    """Plain and eager, plain and compiled, fast and compiled: the same losses within bfloat16, and
+    about the same in float8.
+    """
     results = []
-    for kernels, is_compiled in ((False, False), (False, True), (True, True)):
+    for kernels, is_compiled, has_float8 in (
+        (False, False, False),
+        (False, True, False),
+        (True, True, False),
+        (True, True, True),
+    ):
         train = load()
-        train.KERNELS = kernels
+        train.KERNELS, train.FLOAT8 = kernels, has_float8
         results.append(torch.tensor(steps(train, is_compiled)))
         gc.collect()
     assert results[0][-1] < results[0][0] - 0.5
-    for other in results[1:]:
-        assert (other - results[0]).abs().max() < 0.15
+    for other, bound in zip(results[1:], (0.15, 0.15, 0.3), strict=True):
+        assert (other - results[0]).abs().max() < bound
 
 
 def gradients(train: ModuleType, is_compiled: bool) -> torch.Tensor:

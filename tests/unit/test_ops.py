@@ -244,11 +244,9 @@ class TestAhead:
         assert names[1] == {**each, **back, "try_product": 2}
         short = replace(SHAPE, windows=[64] * 3)
         assert len(ahead.list_calls(CPU, short, True)) == len(forth) - 1
-        small = ahead.list_calls(CPU, replace(SHAPE, has_float8=True), True)
-        assert Counter(call.func.__name__ for call in small) - names[0] == {
-            "try_product": 1,
-            "try_up": 1,
-        }
+        wants = replace(SHAPE, has_float8=True)
+        more = [Counter(c.func.__name__ for c in ahead.list_calls(CPU, wants, k)) for k in (1, 0)]
+        assert more == [names[0], names[1] + Counter(try_product=1, try_up=1)]
 
 
 @pytest.mark.parametrize(("heads", "groups"), [(4, 4), (4, 1), (5, 5), (3, 1), (2, 2)])
@@ -578,7 +576,9 @@ def test_what_somebody_edited_stays(train: ModuleType, monkeypatch: pytest.Monke
 def test_float8_is_for_what_is_normed(
     train: ModuleType, monkeypatch: pytest.MonkeyPatch, reason: str, backend: str
 ) -> None:
-    """Where it works, and somebody wants it; the MLP's first product needs quack for it."""
+    """Where it works, somebody wants to train with it, and nobody edited the norm; the MLP's first
+    product needs quack for it.
+    """
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _device: (9, 0))
     monkeypatch.setattr(ops, "_has_triton", lambda: True)
     monkeypatch.setattr(ops, "once", lambda *_: None)
@@ -586,8 +586,8 @@ def test_float8_is_for_what_is_normed(
     monkeypatch.setattr(linear, "choose", lambda *_: "wider than 640")
     monkeypatch.setattr(mlp, "choose", lambda *_: (backend, ""))
     monkeypatch.setattr(rotary, "is_supported", lambda _head_dim: True)
-    asked: list[torch.device] = []
-    monkeypatch.setattr(float8, "choose", lambda device: asked.append(device) or reason)
+    asked: list[int] = []
+    monkeypatch.setattr(float8, "choose", lambda _device, width: asked.append(width) or reason)
     for is_wanted in (True, False):
         operators = train.Operators(CPU, None)
         shape = replace(SHAPE, has_float8=is_wanted)
@@ -603,7 +603,16 @@ def test_float8_is_for_what_is_normed(
             assert operators.mlp.keywords == {"backend": "float8" if is_small else backend}
         else:
             assert operators.mlp is train.relu2_mlp
-    assert asked == [CPU]
+    with torch.no_grad():  # as where a model is scored
+        shape = replace(SHAPE, has_float8=True)
+        ops.install(operators, CPU, shape, attention="auto", softcap=15.0, gain=1.0)
+    assert asked == [SHAPE.width]
+    monkeypatch.setattr(ops, "find_edited", lambda *_, **__: {"add_norm"})
+    operators = train.Operators(CPU, None)
+    shape = replace(SHAPE, has_float8=True)
+    ops.install(operators, CPU, shape, attention="auto", softcap=15.0, gain=1.0)
+    assert operators.names["float8"] == "off (add_norm is edited)"
+    assert operators.linear_normed is torch.nn.functional.linear
 
 
 def test_a_model_is_told_whether_it_wants_float8(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -633,9 +642,9 @@ def test_what_float8_rounds() -> None:
 
 
 def test_float8_where_it_is_not_to_be_had(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Another chip, a library that is missing; and what no kernel takes is multiplied in full."""
+    """Another chip or width, no library; and what no kernel takes is multiplied in full."""
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _device: (12, 0))
-    assert float8.choose(CPU) == "needs Hopper"
+    assert float8.choose(CPU, 768) == "needs Hopper"
 
     def fail() -> None:
         raise ImportError("No module named 'quack'\nmore")
@@ -643,7 +652,8 @@ def test_float8_where_it_is_not_to_be_had(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _device: (9, 0))
     monkeypatch.setattr(float8, "narrow", lambda x, _factor: x)
     monkeypatch.setattr(float8, "load_gemm", fail)
-    assert float8.choose(CPU) == "ImportError: No module named 'quack'"
+    assert float8.choose(CPU, 768) == "ImportError: No module named 'quack'"
+    assert float8.choose(CPU, 72) == "needs a width in multiples of 16"
     x, weight = torch.randn(2, 3, 16), torch.randn(32, 16)
     assert torch.equal(float8.linear(x, weight), torch.nn.functional.linear(x, weight))
 
@@ -699,6 +709,9 @@ def test_trials_are_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
             ask("mlp", lambda: made.append("forth"))
     ask("mlp", lambda: made.append("both"))
     assert made[4:] == ["failed", "failed", "forth", "both"]
+    monkeypatch.setattr(trial_call, "_libraries", lambda: "quack-kernels 0.6.6")
+    ask("mlp", lambda: made.append("another quack"))
+    assert made[8:] == ["another quack"]
 
 
 def test_softcap_twin_is_train_s(train: ModuleType) -> None:

@@ -80,7 +80,7 @@ MICRO_BATCH = 128  # rows at once; smaller if memory demands it, with the same t
 
 # Machine
 PRECISION = "auto"  # activations: "float32", "bfloat16"; auto: bfloat16 if the chip is fast at it
-FLOAT8 = False  # products of what is normed, on the way forward, in float8 on Hopper
+FLOAT8 = False  # train with products of what is normed in float8 on Hopper, on the way forward
 ATTENTION = "auto"  # rung: "fa4" > "fa3" > "cudnn" > "flex" > "sdpa"; auto: the best there is
 KERNELS = True  # the fast operators of autoresearch.inside.ops on CUDA; False: plain torch
 COMPILE = True  # torch.compile on CUDA; elsewhere it costs more than it gives

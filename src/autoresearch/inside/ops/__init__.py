@@ -117,14 +117,15 @@ def install(
 def _install_products(
     operators: Operators, device: torch.device, shape: Shape, edited: set[str]
 ) -> Callable[..., torch.Tensor]:
-    """Products with the weights of layers. Returns the one for normed rows."""
+    """Products of activations and weights. Returns the one for normed rows."""
     reason = linear.choose(device, shape) if linear.ENABLED else "off"
     multiply = F.linear if reason else linear.linear
     if "linear" not in edited:
         operators.linear = multiply
         operators.names["linear"] = f"torch ({reason})" if reason else "quack"
-    if shape.has_float8:
-        reason = _float8.choose(device)
+    if shape.has_float8 and torch.is_grad_enabled():  # what is only scored need not be rounded
+        is_normed = "add_norm" not in edited  # what float8 can hold of it
+        reason = _float8.choose(device, shape.width) if is_normed else "add_norm is edited"
         operators.names["float8"] = f"off ({reason})" if reason else "quack"
         multiply = multiply if reason else _float8.linear
     if "linear_normed" not in edited:

@@ -73,10 +73,10 @@ def list_calls(device: torch.device, shape: Shape, is_scored: bool) -> list[Call
         if not is_scored:
             calls.append(partial(fa4.try_backward, *sizes, window, shape.has_documents))
     calls.append(partial(mlp.try_up, "quack", device))
-    if shape.has_float8:
-        calls += [partial(float8.try_product, device), partial(float8.try_up, device)]
     for product in linear.list_kinds(shape, is_scored=is_scored):
         calls.append(partial(linear.try_product, device, *product))
+    if shape.has_float8 and not is_scored:
+        calls += [partial(float8.try_product, device), partial(float8.try_up, device)]
     if is_scored:
         calls.append(partial(softcap_ce.try_out, device))
     else:

@@ -70,7 +70,7 @@ def _sample(device: torch.device, *shapes: tuple[int, int]) -> list[Tensor]:
 
 
 def relu2_mlp(x: Tensor, fc: Tensor, proj: Tensor, backend: str) -> Tensor:
-    """As the twin; `backend` is "float8", "quack", "triton" or "torch"."""
+    """As the twin; `backend` is "float8" (for normed rows), "quack", "triton" or "torch"."""
     out: Tensor = relu2_forward(x.flatten(0, -2), fc, proj, backend)[0]
     return out.view(x.shape)
 

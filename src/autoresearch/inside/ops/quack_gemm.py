@@ -41,7 +41,9 @@ class TurnFirst:
 
 
 class Product(GemmSm90):
-    """quack's product, whose epilogue asks for what it reads before its turn."""
+    """quack's product, whose epilogue asks for what it reads before its turn, and whose sums of
+    float8 are not exact; it takes the place of quack's own in this process.
+    """
 
     epi_c_stage_base = 64  # pieces with a place of their own: as many as a tile has
 

@@ -23,7 +23,7 @@ class Shape:
         has_head_gate: whether all layers have gates on heads.
         front: channels that gates look at.
         has_documents: whether layers that see all of the context keep to their document.
-        has_float8: whether products of what is normed are made in float8 on the way forward.
+        has_float8: whether it trains with products of what is normed in float8, on the way forward.
     """
 
     context: int

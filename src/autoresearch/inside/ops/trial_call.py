@@ -10,7 +10,9 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from functools import cache
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
@@ -22,12 +24,12 @@ TOLERANCE = 0.02  # in bfloat16, relative to the twin's norm
 def once(what: str, device: torch.device, trial: Callable[[], None]) -> None:
     """Call `trial`, unless it went through before and nothing has changed.
 
-    A note lies with what Triton compiled, of `what`, the ways that were tried, the chip, torch and
-    the source text of all operators.
+    A note lies with what Triton compiled, of `what`, the ways that were tried, the chip, torch, the
+    libraries with kernels and the source text of all operators.
     """
     folder = os.environ.get("TRITON_CACHE_DIR")
     chip = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
-    told = f"{what} {chip} {torch.__version__} {_sources()}"
+    told = f"{what} {chip} {torch.__version__} {_libraries()} {_sources()}"
     note = Path(folder or "", "trials", hashlib.sha256(told.encode()).hexdigest())
     forth, both = note.with_suffix(".forth"), note.with_suffix(".both")
     if folder and (both.exists() or (forth.exists() and not torch.is_grad_enabled())):
@@ -36,6 +38,15 @@ def once(what: str, device: torch.device, trial: Callable[[], None]) -> None:
     if folder:
         note.parent.mkdir(parents=True, exist_ok=True)
         (both if torch.is_grad_enabled() else forth).touch()
+
+
+@cache
+def _libraries() -> str:
+    versions = []
+    for name in ("triton", "flash-attn-4", "quack-kernels"):
+        with suppress(PackageNotFoundError):
+            versions.append(f"{name} {version(name)}")
+    return ", ".join(versions)
 
 
 @cache
