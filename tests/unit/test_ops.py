@@ -273,6 +273,27 @@ def test_wide_products_are_left_to_cublas(monkeypatch: pytest.MonkeyPatch) -> No
     assert linear.choose(CPU, replace(SHAPE, width=640)) == ""
 
 
+def test_which_products_quack_can_make() -> None:
+    """Rows in bfloat16 on a card, whose sizes its copy engine can step over."""
+    meta = {"device": "meta", "dtype": torch.bfloat16}
+    x, weight = torch.empty(2, 3, 48, **meta), torch.empty(32, 48, **meta)
+    assert not linear.can_multiply(x, weight, 16)  # no card
+    on_card = SimpleNamespace(device=torch.device("cuda"), dtype=torch.bfloat16)
+    for shape, sizes, multiple, expected in (
+        ((2, 3, 48), (32, 48), 16, True),
+        ((3, 40), (32, 40), 8, True),
+        ((3, 40), (32, 40), 16, False),
+        ((3, 48), (24, 48), 16, False),
+        ((48,), (32, 48), 16, False),
+        ((0, 48), (32, 48), 16, False),
+    ):
+        on_card.dim, on_card.numel = lambda s=shape: len(s), lambda s=shape: math.prod(s)
+        told = SimpleNamespace(shape=sizes)
+        assert linear.can_multiply(on_card, told, multiple) == expected
+    on_card.dtype = torch.float32
+    assert not linear.can_multiply(on_card, weight, 16)
+
+
 def test_sums_are_left_to_who_asks_for_them(monkeypatch: pytest.MonkeyPatch) -> None:
     """All other results are put in order by the library, before and after."""
     ordered: list[Tensor] = []

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from autoresearch.inside.ops.linear import load_gemm
+from autoresearch.inside.ops.linear import can_multiply, load_gemm
 from autoresearch.inside.ops.trial_call import compare, once
 
 LARGEST = 448.0  # of float8 with 4 bits of exponent; what is larger becomes it
@@ -74,12 +74,10 @@ def _sample(device: torch.device) -> tuple[Tensor, Tensor]:
 
 def linear(x: Tensor, weight: Tensor) -> Tensor:
     """As the twin for rows in bfloat16 on CUDA, of sizes in multiples of 16; else in full."""
-    N, K = weight.shape
-    is_plain = x.device.type != "cuda" or x.dtype != torch.bfloat16 or x.dim() < 2
-    if is_plain or N % 16 or K % 16 or not x.numel():
+    if not can_multiply(x, weight, 16):
         return F.linear(x, weight)
     out: Tensor = linear_forward(x.flatten(0, -2), weight)
-    return out.view(*x.shape[:-1], N)
+    return out.view(*x.shape[:-1], len(weight))
 
 
 @torch.library.custom_op("autoresearch::float8_linear_forward", mutates_args=())

@@ -79,12 +79,17 @@ def try_product(
 
 def linear(x: Tensor, weight: Tensor) -> Tensor:
     """As the twin, which it is but for rows in bfloat16 on CUDA, of sizes in multiples of 8."""
-    N, K = weight.shape
-    is_plain = x.device.type != "cuda" or x.dtype != torch.bfloat16 or x.dim() < 2
-    if is_plain or N % 8 or K % 8 or not x.numel():
+    if not can_multiply(x, weight, 8):
         return F.linear(x, weight)
     out: Tensor = linear_forward(x.flatten(0, -2), weight)
-    return out.view(*x.shape[:-1], N)
+    return out.view(*x.shape[:-1], len(weight))
+
+
+def can_multiply(x: Tensor, weight: Tensor, multiple: int) -> bool:
+    """Whether x (..., K) is rows for quack, and the sizes of weight (N, K) divide by `multiple`."""
+    N, K = weight.shape
+    is_rows = x.device.type == "cuda" and x.dtype == torch.bfloat16 and x.dim() > 1
+    return bool(is_rows and x.numel() and N % multiple == K % multiple == 0)
 
 
 def multiply(a: Tensor, b: Tensor) -> Tensor:
