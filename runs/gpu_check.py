@@ -126,20 +126,15 @@ def check_float8() -> None:
 
 def check_mlp(backend: str) -> None:
     """Output and three gradients."""
-    from autoresearch.inside.ops.float8 import linear_twin
-    from autoresearch.inside.ops.mlp import relu2_mlp, relu2_mlp_twin
+    from autoresearch.inside.ops import float8, mlp
 
-    def of_float8(x: torch.Tensor, fc: torch.Tensor, proj: torch.Tensor) -> torch.Tensor:
-        return linear_twin(x, fc).relu().square() @ proj.mT
-
-    twin = of_float8 if backend == "float8" else relu2_mlp_twin
-
+    twin = float8.relu2_mlp_twin if backend == "float8" else mlp.relu2_mlp_twin
     for N, C in ((4096, 512), (1000, 640), (333, 128)):
         x, fc = normal(1, N, C), normal(4 * C, C, scale=C**-0.5)
         proj, grad = normal(C, 4 * C, scale=C**-0.5), normal(1, N, C)
         exact = doubled(x, fc, proj)
         wanted = twin(*exact)
-        out = relu2_mlp(x, fc, proj, backend)
+        out = mlp.relu2_mlp(x, fc, proj, backend)
         got = torch.autograd.grad(out, (x, fc, proj), grad)
         pairs = [(out, wanted)]
         pairs += zip(got, torch.autograd.grad(wanted, exact, grad.double()), strict=True)

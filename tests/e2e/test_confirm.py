@@ -74,9 +74,14 @@ class Bench:
 
 
 @pytest.fixture
-def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bench]:
-    """A fresh one, whose baseline is by far too sure of itself."""
+def _poor_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A baseline that is by far too sure of itself: that something is kept is no chance."""
     monkeypatch.setattr(drive, "TRAIN", drive.TRAIN.replace("GAIN = 0.3", "GAIN = 2.0"))
+
+
+@pytest.fixture
+def bench(tmp_path: Path, _poor_start: None) -> Iterator[Bench]:
+    """A fresh one, with such a baseline."""
     bench = Bench(tmp_path)
     yield bench
     bench.lab.close()
@@ -229,12 +234,9 @@ def test_the_scorer_does_not_compare_what_it_was_not_shown(lab: Lab) -> None:
     assert failure.value.outcome is Outcome.DISTURBED
 
 
-def test_kill_9_loses_no_run_that_had_ended(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.usefixtures("_poor_start")
+def test_kill_9_loses_no_run_that_had_ended(tmp_path: Path) -> None:
     """Killed twice in the middle of a confirmation, a session of its own process ends it."""
-    # so bad a start that a keep, which is what can be confirmed, does not depend on noise
-    monkeypatch.setattr(drive, "TRAIN", drive.TRAIN.replace("GAIN = 0.3", "GAIN = 2.0"))
     drive.prepare(tmp_path)
     env = {
         **os.environ,

@@ -9,6 +9,7 @@ times as long as bfloat16.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from autoresearch.inside.ops.linear import can_multiply, load_gemm
-from autoresearch.inside.ops.trial_call import compare, once
+from autoresearch.inside.ops.trial_call import compare, why_not
 
 LARGEST = 448.0  # of float8 with 4 bits of exponent; what is larger becomes it
 WEIGHT_FACTOR = 32.0  # on matrices, whose elements are 0.03 to 0.3; quack_gemm.py divides by it
@@ -31,6 +32,16 @@ def linear_twin(x: Tensor, weight: Tensor) -> Tensor:
     return exact + (F.linear(_rounded(x, 1.0), _rounded(weight, WEIGHT_FACTOR)) - exact).detach()
 
 
+def up_twin(x: Tensor, weight: Tensor) -> Tensor:
+    """The definition of the first half of an MLP."""
+    return F.relu(linear_twin(x, weight)).square()
+
+
+def relu2_mlp_twin(x: Tensor, fc: Tensor, proj: Tensor) -> Tensor:
+    """The definition of the whole: the second product is not rounded."""
+    return F.linear(up_twin(x, fc), proj)
+
+
 def _rounded(x: Tensor, factor: float) -> Tensor:
     small = (x * factor).clamp(-LARGEST, LARGEST).to(torch.float8_e4m3fn)
     return small.to(x.dtype) / factor
@@ -42,11 +53,7 @@ def choose(device: torch.device, width: int) -> str:
         return "needs Hopper"
     if width % 16:
         return "needs a width in multiples of 16"
-    try:
-        once("float8", device, lambda: _try(device))
-    except Exception as error:  # noqa: BLE001 - whatever a library throws, bfloat16 remains
-        return f"{type(error).__name__}: {error}".splitlines()[0][:120]
-    return ""
+    return why_not("float8", device, partial(_try, device))
 
 
 def _try(device: torch.device) -> None:
@@ -63,7 +70,7 @@ def try_product(device: torch.device) -> tuple[Tensor, Tensor]:
 def try_up(device: torch.device) -> tuple[Tensor, Tensor]:
     """The first half of an MLP, and the twin's."""
     x, weight = _sample(device)
-    return up(x, weight), F.relu(linear_twin(x, weight)).square()
+    return up(x, weight), up_twin(x, weight)
 
 
 def _sample(device: torch.device) -> tuple[Tensor, Tensor]:

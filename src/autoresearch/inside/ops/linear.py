@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from autoresearch.inside.ops.shape import Shape
-from autoresearch.inside.ops.trial_call import compare, once
+from autoresearch.inside.ops.trial_call import compare, why_not
 
 ENABLED = True  # False: cuBLAS
 MAX_WIDTH = 640  # of models; wider ones take cuBLAS's
@@ -37,11 +37,7 @@ def choose(device: torch.device, shape: Shape) -> str:
         return "needs Hopper"
     if not list_kinds(shape, is_scored=True):
         return f"wider than {MAX_WIDTH}"
-    try:
-        once(f"linear {shape}", device, partial(_try, device, shape))
-    except Exception as error:  # noqa: BLE001 - whatever a library throws, cuBLAS remains
-        return f"{type(error).__name__}: {error}".splitlines()[0][:120]
-    return ""
+    return why_not(f"linear {shape}", device, partial(_try, device, shape))
 
 
 def _try(device: torch.device, shape: Shape) -> None:

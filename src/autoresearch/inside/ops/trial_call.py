@@ -40,6 +40,15 @@ def once(what: str, device: torch.device, trial: Callable[[], None]) -> None:
         (both if torch.is_grad_enabled() else forth).touch()
 
 
+def why_not(what: str, device: torch.device, trial: Callable[[], None]) -> str:
+    """Empty if a trial goes through (`once`), else its error in a line."""
+    try:
+        once(what, device, trial)
+    except Exception as error:  # noqa: BLE001 - whatever a library throws, plain torch remains
+        return f"{type(error).__name__}: {error}".splitlines()[0][:120]
+    return ""
+
+
 @cache
 def _libraries() -> str:
     versions = []
