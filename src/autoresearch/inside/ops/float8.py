@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from autoresearch.inside.ops.linear import can_multiply, load_gemm
-from autoresearch.inside.ops.trial_call import compare, why_not
+from autoresearch.inside.ops.trial_call import NUM_ROWS, compare, why_not
 
 LARGEST = 448.0  # of float8 with 4 bits of exponent; what is larger becomes it
 WEIGHT_FACTOR = 32.0  # on matrices, whose elements are 0.03 to 0.3; quack_gemm.py divides by it
@@ -57,12 +57,12 @@ def choose(device: torch.device, width: int) -> str:
 
 
 def _try(device: torch.device) -> None:
-    """Small inputs (trial_call.py); raises if the results are not the twin's."""
+    """Narrow inputs (trial_call.py); raises if the results are not the twin's."""
     compare([try_product(device), try_up(device)])
 
 
 def try_product(device: torch.device) -> tuple[Tensor, Tensor]:
-    """A product of 256 rows, and the twin's."""
+    """A narrow product, and the twin's."""
     x, weight = _sample(device)
     return product(x, weight), linear_twin(x, weight)
 
@@ -76,7 +76,8 @@ def try_up(device: torch.device) -> tuple[Tensor, Tensor]:
 def _sample(device: torch.device) -> tuple[Tensor, Tensor]:
     generator = torch.Generator(device).manual_seed(0)
     options: dict[str, Any] = {"device": device, "dtype": torch.bfloat16, "generator": generator}
-    return torch.randn((256, 128), **options), torch.randn((512, 128), **options) / 10
+    x, weight = (torch.randn((rows, 128), **options) for rows in (NUM_ROWS, 512))
+    return x, weight / 10
 
 
 def linear(x: Tensor, weight: Tensor) -> Tensor:

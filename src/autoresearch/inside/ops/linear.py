@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from autoresearch.inside.ops.shape import Shape
-from autoresearch.inside.ops.trial_call import compare, why_not
+from autoresearch.inside.ops.trial_call import NUM_ROWS, compare, why_not
 
 ENABLED = True  # False: cuBLAS
 MAX_WIDTH = 640  # of models; wider ones take cuBLAS's
@@ -41,7 +41,7 @@ def choose(device: torch.device, shape: Shape) -> str:
 
 
 def _try(device: torch.device, shape: Shape) -> None:
-    """Small inputs (trial_call.py); raises if the results are not plain torch's."""
+    """Each kind once (trial_call.py); raises if the results are not plain torch's."""
     kinds = list_kinds(shape, is_scored=not torch.is_grad_enabled())
     compare(try_product(device, *kind) for kind in kinds)
 
@@ -64,10 +64,10 @@ def list_kinds(shape: Shape, *, is_scored: bool) -> list[tuple[int, int, bool]]:
 def try_product(
     device: torch.device, channels: int, columns: int, is_back: bool
 ) -> tuple[Tensor, Tensor]:
-    """A product of 256 rows, and cuBLAS's."""
+    """A product, and cuBLAS's."""
     generator = torch.Generator(device).manual_seed(0)
     options: dict[str, Any] = {"device": device, "dtype": torch.bfloat16, "generator": generator}
-    x = torch.randn((256, channels), **options)
+    x = torch.randn((NUM_ROWS, channels), **options)
     b = torch.randn((channels, columns) if is_back else (columns, channels), **options)
     b = b if is_back else b.mT
     return multiply(x, b), x @ b

@@ -18,7 +18,7 @@ from torch import Tensor
 from autoresearch.inside.ops import float8
 from autoresearch.inside.ops.linear import aligned, load_gemm
 from autoresearch.inside.ops.machine import num_processors
-from autoresearch.inside.ops.trial_call import compare, once
+from autoresearch.inside.ops.trial_call import NUM_ROWS, compare, once
 
 BACKENDS = ("quack", "triton")  # best first; leave one out to do without it
 
@@ -45,21 +45,21 @@ def choose(device: torch.device) -> tuple[str, str]:
 
 
 def _try(backend: str, device: torch.device) -> None:
-    """A small input both ways (trial_call.py); raises if the results are not plain torch's."""
+    """Narrow inputs both ways (trial_call.py); raises if the results are not plain torch's."""
     compare([(try_up(backend, device), try_up("torch", device))])
     if torch.is_grad_enabled():
         compare([(try_down(backend, device), try_down("torch", device))])
 
 
 def try_up(backend: str, device: torch.device) -> Tensor:
-    """The first product of a small input."""
-    x, fc = _sample(device, (256, 128), (512, 128))
+    """The first product of a narrow input."""
+    x, fc = _sample(device, (NUM_ROWS, 128), (512, 128))
     return _up(x, fc, backend)
 
 
 def try_down(backend: str, device: torch.device) -> Tensor:
     """What comes back through the second."""
-    grad, proj, squares = _sample(device, (256, 128), (128, 512), (256, 512))
+    grad, proj, squares = _sample(device, (NUM_ROWS, 128), (128, 512), (NUM_ROWS, 512))
     return _down_gradient(grad, proj, squares.square(), backend)
 
 

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 TOLERANCE = 0.02  # in bfloat16, relative to the twin's norm
+NUM_ROWS = 16384  # of a product: more tiles than processors, so that what a later tile meets counts
 
 
 def once(what: str, device: torch.device, trial: Callable[[], None]) -> None:
