@@ -735,6 +735,24 @@ def test_trials_are_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert made[8:] == ["another quack"]
 
 
+def test_a_trial_product_has_more_tiles_than_a_card_has_processors(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What is wrong from the second tile of a processor on is found."""
+    up, largest, processors = mlp._up, 128 * 256, 132
+
+    def wrong_later(x: Tensor, fc: Tensor, backend: str) -> Tensor:
+        out = up(x, fc, "torch")
+        if backend == "quack":
+            out[processors * largest // out.size(1) :] = 0
+        return out
+
+    mlp._try("torch", CPU)
+    monkeypatch.setattr(mlp, "_up", wrong_later)
+    with pytest.raises(ValueError, match="off by"):
+        mlp._try("quack", CPU)
+
+
 def test_softcap_twin_is_train_s(train: ModuleType) -> None:
     """On a CPU the operator is its twin, which is train.py's."""
     logits = 30 * double(3, 7, 11)

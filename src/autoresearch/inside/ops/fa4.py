@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from autoresearch.inside.ops.documents import find_bounds
+from autoresearch.inside.ops.trial_call import normal
 
 SUMS_VERSIONS = ("4.0.0b36",)  # of the library, whose sums lie as kernels/rotary.py reads them
 SUMS_TOKENS, SUMS_HEAD_DIM = 64, 128  # of a tile of sums
@@ -162,9 +163,7 @@ def _postpone(interface: Any, q: Tensor) -> Tensor:
 
 def sample(device: torch.device, head_dim: int, context: int) -> Tensor:
     """One row of queries, keys and values, (3, 1, T, 2, D)."""
-    generator = torch.Generator(device).manual_seed(0)
-    shape = (3, 1, context, 2, head_dim)
-    return torch.randn(shape, generator=generator, device=device, dtype=torch.bfloat16)
+    return normal(device, (3, 1, context, 2, head_dim))[0]
 
 
 def try_forward(

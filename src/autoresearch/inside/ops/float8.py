@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from autoresearch.inside.ops.linear import can_multiply, load_gemm
-from autoresearch.inside.ops.trial_call import NUM_ROWS, compare, why_not
+from autoresearch.inside.ops.trial_call import NUM_ROWS, compare, normal, why_not
 
 LARGEST = 448.0  # of float8 with 4 bits of exponent; what is larger becomes it
 WEIGHT_FACTOR = 32.0  # on matrices, whose elements are 0.03 to 0.3; quack_gemm.py divides by it
@@ -74,9 +74,7 @@ def try_up(device: torch.device) -> tuple[Tensor, Tensor]:
 
 
 def _sample(device: torch.device) -> tuple[Tensor, Tensor]:
-    generator = torch.Generator(device).manual_seed(0)
-    options: dict[str, Any] = {"device": device, "dtype": torch.bfloat16, "generator": generator}
-    x, weight = (torch.randn((rows, 128), **options) for rows in (NUM_ROWS, 512))
+    x, weight = normal(device, (NUM_ROWS, 128), (512, 128))
     return x, weight / 10
 
 

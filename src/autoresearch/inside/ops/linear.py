@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from autoresearch.inside.ops.shape import Shape
-from autoresearch.inside.ops.trial_call import NUM_ROWS, compare, why_not
+from autoresearch.inside.ops.trial_call import NUM_ROWS, compare, normal, why_not
 
 ENABLED = True  # False: cuBLAS
 MAX_WIDTH = 640  # of models; wider ones take cuBLAS's
@@ -65,10 +65,8 @@ def try_product(
     device: torch.device, channels: int, columns: int, is_back: bool
 ) -> tuple[Tensor, Tensor]:
     """A product, and cuBLAS's."""
-    generator = torch.Generator(device).manual_seed(0)
-    options: dict[str, Any] = {"device": device, "dtype": torch.bfloat16, "generator": generator}
-    x = torch.randn((NUM_ROWS, channels), **options)
-    b = torch.randn((channels, columns) if is_back else (columns, channels), **options)
+    matrix = (channels, columns) if is_back else (columns, channels)
+    x, b = normal(device, (NUM_ROWS, channels), matrix)
     b = b if is_back else b.mT
     return multiply(x, b), x @ b
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from autoresearch.inside.ops import float8
 from autoresearch.inside.ops.linear import aligned, load_gemm
 from autoresearch.inside.ops.machine import num_processors
-from autoresearch.inside.ops.trial_call import NUM_ROWS, compare, once
+from autoresearch.inside.ops.trial_call import NUM_ROWS, compare, normal, why_not
 
 BACKENDS = ("quack", "triton")  # best first; leave one out to do without it
 
@@ -32,15 +32,12 @@ def choose(device: torch.device) -> tuple[str, str]:
     """The backend for this device, empty if plain torch must do; and why not a better one."""
     if torch.cuda.get_device_capability(device)[0] != 9:
         return "", "needs Hopper"  # the kernels are made for its copy engine and matrix units
-    reasons = []
+    reasons: list[str] = []
     for backend in BACKENDS:
-        try:
-            once(f"mlp {backend}", device, partial(_try, backend, device))
-        except Exception as error:  # noqa: BLE001 - whatever a library throws, the next is tried
-            text = str(error).splitlines() or [""]
-            reasons.append(f"{backend}: {type(error).__name__}: {text[0]}"[:120])
-            continue
-        return backend, "; ".join(reasons)
+        reason = why_not(f"mlp {backend}", device, partial(_try, backend, device))
+        if not reason:
+            return backend, "; ".join(reasons)
+        reasons.append(f"{backend}: {reason}"[:120])
     return "", "; ".join(reasons)
 
 
@@ -53,20 +50,15 @@ def _try(backend: str, device: torch.device) -> None:
 
 def try_up(backend: str, device: torch.device) -> Tensor:
     """The first product of a narrow input."""
-    x, fc = _sample(device, (NUM_ROWS, 128), (512, 128))
-    return _up(x, fc, backend)
+    x, fc = normal(device, (NUM_ROWS, 128), (512, 128))
+    return _up(x / 10, fc / 10, backend)
 
 
 def try_down(backend: str, device: torch.device) -> Tensor:
     """What comes back through the second."""
-    grad, proj, squares = _sample(device, (NUM_ROWS, 128), (128, 512), (NUM_ROWS, 512))
-    return _down_gradient(grad, proj, squares.square(), backend)
-
-
-def _sample(device: torch.device, *shapes: tuple[int, int]) -> list[Tensor]:
-    generator = torch.Generator(device).manual_seed(0)
-    options: dict[str, Any] = {"device": device, "dtype": torch.bfloat16, "generator": generator}
-    return [torch.randn(shape, **options) / 10 for shape in shapes]
+    shapes = ((NUM_ROWS, 128), (128, 512), (NUM_ROWS, 512))
+    grad, proj, roots = (t / 10 for t in normal(device, *shapes))
+    return _down_gradient(grad, proj, roots.square(), backend)
 
 
 def relu2_mlp(x: Tensor, fc: Tensor, proj: Tensor, backend: str) -> Tensor:

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from autoresearch.inside.ops.shape import Shape
-from autoresearch.inside.ops.trial_call import both_ways, compare
+from autoresearch.inside.ops.trial_call import both_ways, compare, normal
 
 ENABLED = True  # False: plain torch, compiled
 ROWS, WARPS = 8, 4  # tokens and warps a program, forward
@@ -320,13 +320,12 @@ def try_out(device: torch.device, shape: Shape) -> None:
 
 def try_kind(device: torch.device, width: int, kind: Kind) -> None:
     """Both ways on a small input; raises if the results are not the twin's."""
-    generator = torch.Generator(device).manual_seed(0)
-    options: dict[str, Any] = {"device": device, "dtype": torch.bfloat16, "generator": generator}
-    x, y, x0 = torch.randn((3, TRIED_TOKENS, width), **options).unbind()
+    shape = (3, TRIED_TOKENS, width)
+    values, slopes = normal(device, shape, shape)
+    (x, y, x0), grads = values.unbind(), list(slopes.unbind())
     resid, factor = (torch.tensor(value, device=device) for value in (0.9, 0.2))
     given = {"x": x} | ({"y": y} if kind.has_y else {})
     given |= {"mixed": factor * x0, "resid": resid} if kind.is_mixed else {}
-    grads = list(torch.randn((3, TRIED_TOKENS, width), **options).unbind())
     grads[0] += x + x0  # or the scalar's gradient would be a small sum of noise
     grads[2] = grads[2][:, : kind.front]
 
@@ -347,9 +346,7 @@ def try_kind(device: torch.device, width: int, kind: Kind) -> None:
 
 def try_share(device: torch.device, shape: Shape) -> None:
     """What all layers give back, small; raises if the results are not the twin's."""
-    generator = torch.Generator(device).manual_seed(0)
-    size = (2 + shape.num_layers, TRIED_TOKENS, shape.width)
-    values = torch.randn(size, device=device, dtype=torch.bfloat16, generator=generator)
+    [values] = normal(device, (2 + shape.num_layers, TRIED_TOKENS, shape.width))
     x, straight, *grads = values.unbind()
     factors = torch.linspace(0.2, 0.4, shape.num_layers, device=device)
     results = share_backward(straight, list(grads), x, factors)

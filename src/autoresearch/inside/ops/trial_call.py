@@ -77,6 +77,15 @@ def compare(pairs: Iterable[tuple[Tensor, Tensor]], what: str = "") -> None:
             raise ValueError(f"{what}off by {off:.3g}")
 
 
+def normal(device: torch.device, *shapes: tuple[int, ...]) -> list[Tensor]:
+    """Normal random numbers in bfloat16, the same for the same shapes."""
+    generator = torch.Generator(device).manual_seed(0)
+    return [
+        torch.randn(shape, device=device, dtype=torch.bfloat16, generator=generator)
+        for shape in shapes
+    ]
+
+
 def both_ways(
     function: Callable[..., Sequence[Tensor]], inputs: Iterable[Tensor], grads: Sequence[Tensor]
 ) -> list[Tensor]:
